@@ -1,0 +1,1 @@
+"""The job file: its model (`job`), its presets (`presets`) and its reader (`load`)."""

@@ -1,0 +1,290 @@
+"""The job file as frozen pydantic models. Unknown keys are refused.
+
+Each section is one class; the field comments are the reference documentation. A mode is a
+preset over these fields (`presets.py`), applied before validation, so that a resolved job
+holds plain values and every one of them can be set by hand.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Mode = Literal["sync", "split", "buffered", "multinode"]
+Dtype = Literal["float32", "bfloat16"]
+
+
+class Section(BaseModel):
+    """Base of every section."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelConfig(Section):
+    path: str  # a directory, or a Hugging Face name
+    revision: str | None = None  # branch, tag or commit of a named model
+    tokenizer: str | None = None  # default: the model's own
+    chat_template: Path | None = None  # a Jinja file; default: the tokenizer's own
+    dtype: Dtype = "float32"  # of generation and training; on GPUs bfloat16
+    trust_remote_code: bool = False
+
+
+# --- data -------------------------------------------------------------------------
+
+
+class Source(Section):
+    """What all kinds of data share. A prompt is a string or a list of chat messages."""
+
+    prompt_field: str = "prompt"  # the item's field that holds the prompt
+    prompt_template: str | None = None  # str.format over the item's fields, instead of a field
+    chat: bool = False  # wrap a string prompt as one user message, use the chat template
+    system_prompt: str | None = None  # put before the messages; needs a chat
+
+
+class JsonlSource(Source):
+    kind: Literal["jsonl"]
+    path: Path
+
+
+class ParquetSource(Source):
+    kind: Literal["parquet"]
+    path: Path
+
+
+class HubSource(Source):
+    kind: Literal["hub"]
+    name: str  # a data set on the Hugging Face hub, or a local directory of one
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+
+
+class ReasoningGymSource(Source):
+    kind: Literal["reasoning_gym"]
+    task: str  # e.g. chain_sum
+    size: PositiveInt
+    seed: int = 0
+    params: dict[str, Any] = Field(default_factory=dict)  # the task's own parameters
+    prompt_field: str = "question"
+
+
+DataSource = Annotated[
+    JsonlSource | ParquetSource | HubSource | ReasoningGymSource, Field(discriminator="kind")
+]
+
+
+class DataConfig(Section):
+    train: DataSource
+    eval: DataSource | None = None
+    shuffle: bool = True  # a new seeded permutation each epoch
+    max_prompt_tokens: PositiveInt = 1024  # longer prompts are dropped, counted, reported
+    eval_every_steps: NonNegativeInt = 0  # 0: only before the first and after the last step
+    eval_num_prompts: PositiveInt = 500  # the first n items of data.eval
+
+
+# --- reward -----------------------------------------------------------------------
+
+
+class RewardBase(Section):
+    timeout_s: PositiveFloat = 10.0  # of one call; then its process is killed
+    num_processes: PositiveInt = 1  # beside each rollout worker
+
+
+class FunctionReward(RewardBase):
+    """`function(prompt: str, answer: str, item: Mapping) -> float`."""
+
+    kind: Literal["function"]
+    path: str = Field(pattern=r"^[\w.]+:[\w.]+$")  # package.module:function
+
+
+class ExactMatchReward(RewardBase):
+    """1.0 where the stripped answer equals the item's field, else 0.0."""
+
+    kind: Literal["exact_match"]
+    answer_field: str = "answer"
+
+
+class ReasoningGymReward(RewardBase):
+    """The verifier of the reasoning-gym task that made the item."""
+
+    kind: Literal["reasoning_gym"]
+
+
+RewardConfig = Annotated[
+    FunctionReward | ExactMatchReward | ReasoningGymReward, Field(discriminator="kind")
+]
+
+
+# --- algorithm --------------------------------------------------------------------
+
+
+class GrpoAdvantage(Section):
+    """(r - mean of the group) / (sigma + eps). DeepSeekMath, arXiv 2402.03300."""
+
+    kind: Literal["grpo"] = "grpo"
+    scale: Literal["group", "batch", "none"] = "group"  # none: Dr.GRPO, arXiv 2503.20783
+    unbiased: bool = False  # sigma with n - 1
+    eps: PositiveFloat = 1e-6
+
+
+class ReinforceAdvantage(Section):
+    """Score minus a baseline. Williams 1992."""
+
+    kind: Literal["reinforce"]
+    baseline: Literal["none", "batch_mean"] = "batch_mean"
+
+
+AdvantageConfig = Annotated[GrpoAdvantage | ReinforceAdvantage, Field(discriminator="kind")]
+
+
+class PpoClipLoss(Section):
+    """Clipped surrogate. PPO, arXiv 1707.06347; clip-higher and dual clip: DAPO, arXiv 2503.14476."""
+
+    kind: Literal["ppo_clip"] = "ppo_clip"
+    clip_low: PositiveFloat = 0.2
+    clip_high: PositiveFloat = 0.2
+    dual_clip: Annotated[float, Field(gt=1)] | None = None
+
+
+LossConfig = PpoClipLoss
+
+
+class NoCorrection(Section):
+    kind: Literal["none"] = "none"
+
+
+class TruncatedCorrection(Section):
+    """min(pi_old / mu, cap) held constant, per token or per sequence."""
+
+    kind: Literal["truncated"]
+    level: Literal["token", "sequence"] = "token"
+    cap: PositiveFloat = 2.0
+
+
+CorrectionConfig = Annotated[NoCorrection | TruncatedCorrection, Field(discriminator="kind")]
+
+
+class KlConfig(Section):
+    """KL to the frozen start model as a loss term; the reference is loaded only above 0."""
+
+    coefficient: NonNegativeFloat = 0.0
+    estimator: Literal["k1", "k2", "k3"] = "k3"
+
+
+class AlgorithmConfig(Section):
+    advantage: AdvantageConfig = GrpoAdvantage()
+    loss: LossConfig = PpoClipLoss()
+    aggregate: Literal[
+        "token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "token_sum_norm"
+    ] = "token_mean"
+    old_logprobs: Literal["learner", "behaviour"] = "learner"  # behaviour: pi_old = mu
+    correction: CorrectionConfig = TruncatedCorrection(kind="truncated")
+    kl: KlConfig = KlConfig()
+    epochs: PositiveInt = 1  # passes over a batch
+    minibatches: PositiveInt = 1  # optimizer steps in one pass
+
+
+# --- roles ------------------------------------------------------------------------
+
+
+class PlacementConfig(Section):
+    """Which nodes a role may run on."""
+
+    labels: dict[str, str] = Field(default_factory=dict)  # Ray node labels
+    resources: dict[str, PositiveFloat] = Field(default_factory=dict)  # Ray custom resources
+
+
+class RolloutConfig(Section):
+    num_workers: PositiveInt = 1
+    group_size: PositiveInt = 8  # G, rollouts of one prompt
+    max_new_tokens: PositiveInt = 512
+    temperature: PositiveFloat = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    num_slots: PositiveInt = 64  # rollouts decoded at once by one engine
+    colocate: bool = False  # share the learner's devices, in turns
+    cpus: PositiveInt = 1  # cores one engine binds
+    gpus: NonNegativeInt = 0  # GPUs of one engine; = tensor_parallel_size on GPUs
+    tensor_parallel_size: PositiveInt = 1
+    gpu_memory_share: Annotated[float, Field(gt=0, lt=1)] = 0.85
+    kv_cache_gib: PositiveInt = 1  # CPU engines only
+    enforce_eager: bool = False  # no graph capture or compilation
+    start_timeout_s: PositiveFloat = 600.0
+    placement: PlacementConfig = PlacementConfig()
+
+
+class LearnerConfig(Section):
+    num_steps: PositiveInt  # learner steps of the whole job
+    groups_per_batch: PositiveInt
+    num_ranks: PositiveInt = 1
+    cpus_per_rank: PositiveInt = 1
+    gpus_per_rank: Literal[0, 1] = 0
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    learning_rate: PositiveFloat = 1e-6
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: NonNegativeInt = 0
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+    max_tokens_per_microbatch: PositiveInt = 8192  # padded tokens of one forward and backward
+    gradient_checkpointing: bool = False
+    start_timeout_s: PositiveFloat = 600.0
+    placement: PlacementConfig = PlacementConfig()
+
+
+class ReplayConfig(Section):
+    max_staleness: NonNegativeInt  # bound on lag, in policy versions
+    on_stale: Literal["wait", "requeue", "drop", "clip"] = "wait"
+    select: Literal["fifo", "freshest", "priority", "random"] = "fifo"
+    whole_batches: bool = False  # hand over consecutive prompts only
+    max_uses: PositiveInt = 1  # how often one group may train
+    dynamic_sampling: bool = False  # drop and refill groups whose rewards are all equal
+    max_attempts: PositiveInt = 3  # of one prompt, before it is dropped as failed
+    lease_timeout_s: PositiveFloat = 600.0
+    call_timeout_s: PositiveFloat = 60.0  # deadline of one call to replay
+
+
+class WeightsConfig(Section):
+    transport: Literal["object_store", "nccl"] = "object_store"
+    bucket_mib: PositiveInt = 256
+    probe: bool = True  # compare engine and learner log-probs after every adoption
+    max_probe_error: PositiveFloat = 1e-3  # float32; with bfloat16 think of 0.2
+    timeout_s: PositiveFloat = 300.0
+
+
+class CheckpointConfig(Section):
+    dir: Path = Path("runs")  # a run's files lie in <dir>/<name>
+    every_steps: NonNegativeInt = 50  # 0: only at the end
+    keep_last: PositiveInt = 2
+
+
+class TelemetryConfig(Section):
+    progress_every_s: PositiveFloat = 1.0
+    watchdog_s: PositiveFloat = 1800.0  # no learner step for so long ends the job
+
+
+class JobConfig(Section):
+    """One job. The same file describes a laptop run and a cluster run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    mode: Mode
+    seed: int = 0
+    model: ModelConfig
+    data: DataConfig
+    reward: RewardConfig
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    rollout: RolloutConfig
+    learner: LearnerConfig
+    replay: ReplayConfig
+    weights: WeightsConfig = WeightsConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
+
+    @property
+    def run_dir(self) -> Path:
+        return self.checkpoint.dir / self.name

@@ -1,0 +1,46 @@
+"""The four modes as presets over placement and replay settings.
+
+A preset is data: keys laid under the job file's own before validation. Whatever the file
+or the command line sets by hand wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "sync": {
+        "rollout": {"colocate": True},
+        "replay": {"max_staleness": 0, "on_stale": "wait", "whole_batches": True},
+    },
+    "split": {
+        "rollout": {"colocate": False},
+        "replay": {"max_staleness": 1, "on_stale": "wait", "whole_batches": True},
+    },
+    "buffered": {
+        "rollout": {"colocate": False},
+        "replay": {"max_staleness": 4, "on_stale": "wait", "whole_batches": False},
+    },
+    "multinode": {
+        "rollout": {"colocate": False, "placement": {"labels": {"slipstream-role": "rollout"}}},
+        "learner": {"placement": {"labels": {"slipstream-role": "learner"}}},
+        "replay": {"max_staleness": 4, "on_stale": "wait", "whole_batches": False},
+    },
+}
+
+
+def apply_preset(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """`raw` laid over its mode's preset; an unknown mode is left to validation."""
+    return _overlay(PRESETS.get(str(raw.get("mode")), {}), raw)
+
+
+def _overlay(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged: dict[str, Any] = dict(under)
+    for key, value in over.items():
+        below = merged.get(key)
+        if isinstance(below, Mapping) and isinstance(value, Mapping) and key != "placement":
+            merged[key] = _overlay(below, value)
+        else:
+            merged[key] = value
+    return merged

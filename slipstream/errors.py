@@ -1,0 +1,41 @@
+"""Typed failures. Each says what went wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class SlipstreamError(Exception):
+    """Base of every error that is meant for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with a job file."""
+
+    where: str  # "file:line:column" or "command line: key"
+    key: str  # dotted key, may be empty
+    message: str  # what is wrong, what was expected, and the remedy
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.key + ': ' if self.key else ''}{self.message}"
+
+
+class JobFileError(SlipstreamError):
+    """The job cannot start as written. Holds every problem, not just the first."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__("\n".join(str(problem) for problem in problems))
+        self.problems = problems
+
+
+class DeadlineExceeded(SlipstreamError):
+    """A remote call did not answer in time."""
+
+
+class ProbeMismatch(SlipstreamError):
+    """An engine's log-probs differ from the learner's after a weight update."""
+
+
+class RoleFailed(SlipstreamError):
+    """A role of the running job died or hung; `str()` names it and the reason."""

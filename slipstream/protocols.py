@@ -1,0 +1,80 @@
+"""The boundaries between roles, as protocols. Each has a real and a scripted implementation.
+
+Calls that cross a process return a `concurrent.futures.Future`, so that a loop can have
+one under way while it works, and every wait for one has a deadline. Which actor answers
+is the shell's business (`*/actor.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+from slipstream.records import (
+    Batch,
+    Group,
+    LeaseReply,
+    PutReply,
+    Stop,
+    Wait,
+    WeightUpdate,
+)
+
+
+class ReplayForWorkers(Protocol):
+    """What a rollout worker asks of replay."""
+
+    def lease(
+        self, worker: str, incarnation: int, num_groups: int, *, yielded: bool
+    ) -> Future[LeaseReply]:
+        """Up to `num_groups` prompts. `yielded`: this worker has released the shared devices."""
+
+    def put(self, group: Group) -> Future[PutReply]:
+        """Hand over a finished group; replay owns it from then on."""
+
+
+class ReplayForLearners(Protocol):
+    """What a learner rank asks of replay."""
+
+    def take(self, version: int) -> Future[Batch | Wait | Stop]:
+        """The batch for the step from `version`. Every rank that asks gets the same one."""
+
+    def trained(self, version: int) -> Future[None]:
+        """The step is done and `version` is published: the batch has changed the weights."""
+
+
+class WeightReceiver(Protocol):
+    """The worker's end of the weight channel."""
+
+    def poll(self) -> WeightUpdate | None:
+        """The newest update above the version held, or None. Never blocks."""
+
+    def wait(self, timeout_s: float) -> WeightUpdate:
+        """Block for the first update; raise DeadlineExceeded."""
+
+    def tensors(self, update: WeightUpdate) -> Iterator[tuple[str, Any]]:
+        """(name, torch tensor) of every parameter, on the CPU."""
+
+
+class WeightPublisher(Protocol):
+    """The learner's end of the weight channel; called on rank 0 only."""
+
+    def publish(
+        self, version: int, tensors: Iterator[tuple[str, Any]], probe: Any
+    ) -> Mapping[str, float]:
+        """Make `version` available as a whole; return timings in seconds (`gather_s`, `wire_s`)."""
+
+
+class Reward(Protocol):
+    """Scores one answer, in a process of its own."""
+
+    def __call__(self, prompt: str, answer: str, item: Mapping[str, Any]) -> float: ...
+
+
+class Events(Protocol):
+    """Where a role reports what it did; the orchestrator drains it."""
+
+    def emit(self, kind: str, **fields: Any) -> None: ...
+
+    def drain(self) -> Sequence[Mapping[str, Any]]: ...

@@ -1,0 +1,235 @@
+"""The records that cross a process boundary.
+
+All are frozen, slotted, keyword-only dataclasses. Token-level data are NumPy arrays
+(one dimension, T tokens); everything else is plain Python. The learner turns them into
+tensors in one place (`learner/tensors.py`).
+
+Vocabulary (docs/architecture.md): a *prompt* has an *ordinal*; its G *rollouts* form a
+*group*; the groups of one learner step form a *batch*; the *policy version* counts the
+learner steps whose weights were published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+TokenIds = npt.NDArray[np.int32]
+LogProbs = npt.NDArray[np.float32]
+
+
+class FinishReason(StrEnum):
+    """Why a rollout ended."""
+
+    EOS = "eos"  # the end-of-sequence token was sampled; it is the answer's last token
+    LENGTH = "length"  # cut at rollout.max_new_tokens (or the context's end)
+
+
+class FailureReason(StrEnum):
+    """Why a rollout has no reward. Never turned into a reward of 0."""
+
+    REWARD_ERROR = "reward_error"
+    REWARD_TIMEOUT = "reward_timeout"
+    REWARD_NOT_FINITE = "reward_not_finite"
+    ENGINE_ERROR = "engine_error"
+
+
+class RefusalReason(StrEnum):
+    """Why replay refused a group at its door."""
+
+    UNKNOWN_LEASE = "unknown_lease"  # expired, already completed, or never granted
+    STALE_INCARNATION = "stale_incarnation"  # pushed by a worker that was replaced
+    WRONG_PROMPT = "wrong_prompt"  # ordinal, attempt or prompt tokens differ from the lease
+    WRONG_GROUP_SIZE = "wrong_group_size"
+    EMPTY_ANSWER = "empty_answer"
+    LENGTH_MISMATCH = "length_mismatch"  # tokens, log-probs and spans disagree
+    BAD_LOGPROB = "bad_logprob"  # not finite, or above 0
+    BAD_REWARD = "bad_reward"  # not finite
+    BAD_SPANS = "bad_spans"  # gaps, overlaps, or versions that go down
+    UNKNOWN_VERSION = "unknown_version"  # a version that was never published
+    FAILED_ROLLOUT = "failed_rollout"  # a typed failure of one of its rollouts
+
+
+class DropReason(StrEnum):
+    """Why a prompt ended without being trained."""
+
+    PROMPT_TOO_LONG = "prompt_too_long"
+    STALE = "stale"
+    ZERO_VARIANCE = "zero_variance"  # dynamic sampling: all rewards of the group equal
+    FAILED = "failed"  # every attempt was refused or failed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """One item of the data stream."""
+
+    ordinal: int  # place in the endless seeded stream, from 0
+    epoch: int
+    item_index: int  # row of the data set
+    item: Mapping[str, Any]  # the data set's row, handed to the reward
+    text: str  # as rendered, before tokenization
+    token_ids: TokenIds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionSpan:
+    """Tokens [start, stop) of an answer were sampled by this policy version."""
+
+    version: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """One sampled answer."""
+
+    token_ids: TokenIds  # (T,) the answer, with its EOS where there is one
+    logprobs: LogProbs  # (T,) behaviour log-probs mu, after temperature and top-p
+    spans: tuple[VersionSpan, ...]  # cover [0, T) without gaps, versions ascending
+    finish_reason: FinishReason
+    text: str
+    reward: float
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def oldest_version(self) -> int:
+        return self.spans[0].version
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutFailure:
+    """A rollout that has no reward."""
+
+    reason: FailureReason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """Permission to roll out one prompt once."""
+
+    lease_id: int
+    prompt: Prompt
+    attempt: int  # 0 at first; counts re-issues of the same ordinal
+    worker: str
+    incarnation: int  # of the worker; a replaced worker's pushes are refused
+    min_version: int  # the worker must hold at least this version before it starts
+    expires_at_s: float  # on replay's own clock
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """The G rollouts of one prompt, pushed by a rollout worker under a lease."""
+
+    lease_id: int
+    worker: str
+    incarnation: int
+    ordinal: int
+    attempt: int
+    prompt_token_ids: TokenIds  # (P,)
+    rollouts: tuple[Rollout, ...]
+    failures: tuple[RolloutFailure, ...] = ()
+
+    @property
+    def oldest_version(self) -> int:
+        return min(rollout.oldest_version for rollout in self.rollouts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchGroup:
+    """A group as the learner gets it."""
+
+    group: Group
+    lag: int  # learner version at the take, minus the version of the oldest token
+    use: int  # 1 at first use; above 1 where replay.max_uses allows reuse
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """The groups of one learner step, by ascending ordinal."""
+
+    version: int  # the learner's version at the take; the step makes version + 1
+    groups: tuple[BatchGroup, ...]
+
+    @property
+    def num_rollouts(self) -> int:
+        return sum(len(entry.group.rollouts) for entry in self.groups)
+
+    @property
+    def num_answer_tokens(self) -> int:
+        return sum(r.num_tokens for entry in self.groups for r in entry.group.rollouts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wait:
+    """Nothing to hand out yet; ask again. `reason` is for people."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """The job is over: finish what you do and leave."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseReply:
+    """What a worker gets when it asks for prompts."""
+
+    leases: tuple[Lease, ...]
+    version: int  # newest published version
+    yield_device: bool  # shared devices: it is the learner's turn, release them
+    stop: Stop | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PutReply:
+    """The answer to a pushed group: None means accepted."""
+
+    refused: RefusalReason | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """One tensor of a weight update."""
+
+    name: str  # Hugging Face parameter name
+    dtype: str  # "float32", "bfloat16", "float16"
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """Fixed tokens and the learner's log-probs of them at one version (temperature 1)."""
+
+    token_ids: TokenIds  # (N,)
+    logprobs: LogProbs  # (N - 1,) of tokens 1..N-1 given those before
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightUpdate:
+    """Announces one whole published version; switched to as a whole or not at all.
+
+    `buckets` are opaque to all but the transport: for `object_store`, one reference per
+    bucket, each holding the tensors of `bucket_specs` at the same index back to back as
+    one byte array; for `nccl` empty, the tensors are sent GPU to GPU.
+    """
+
+    version: int
+    transport: str  # "object_store" | "nccl"
+    bucket_specs: tuple[tuple[TensorSpec, ...], ...]
+    buckets: tuple[Any, ...]
+    probe: Probe | None
+    published_at_s: float  # time.time()

@@ -1,0 +1,70 @@
+"""What a role did, and how busy it was, in plain Python.
+
+A role emits events into its `EventLog`; the orchestrator drains them over the role's
+actor, prints progress and writes `metrics.jsonl`. `Busy` splits a loop's wall time into
+named phases, so that waiting is visible.
+
+Events (kind: fields beside role, index and time_s):
+
+    worker  `adopted`  version, load_s, probe_error (absent without a probe)
+            `busy`     seconds {generate, adopt, wait}, num_tokens, num_running, version; about once a second
+            `refused`  ordinal, reason, detail
+            `eval`     version, num_prompts, greedy_accuracy, greedy_reward, sampled_reward, seconds
+    learner `step`     version (the one made), loss, reward, lags {lag: groups}, num_groups, num_rollouts,
+                       num_answer_tokens, seconds {wait, train, publish, commit}, metrics {name: value}
+            `commit`   version, path, seconds
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class EventLog:
+    """A thread-safe list of events that is emptied by its reader."""
+
+    def __init__(self, role: str, index: int) -> None:
+        self._role = role
+        self._index = index
+        self._lock = threading.Lock()
+        self._events: list[dict[str, Any]] = []
+
+    def emit(self, kind: str, **fields: Any) -> None:
+        event = {
+            "kind": kind,
+            "role": self._role,
+            "index": self._index,
+            "time_s": time.time(),
+            **fields,
+        }
+        with self._lock:
+            self._events.append(event)
+
+    def drain(self) -> list[dict[str, Any]]:
+        with self._lock:
+            events, self._events = self._events, []
+        return events
+
+
+class Busy:
+    """Seconds spent in each named phase since the last `drain`."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        start_s = time.perf_counter()
+        try:
+            yield
+        finally:
+            elapsed_s = time.perf_counter() - start_s
+            self._seconds[name] = self._seconds.get(name, 0.0) + elapsed_s
+
+    def drain(self) -> dict[str, float]:
+        seconds, self._seconds = self._seconds, {}
+        return seconds
