@@ -15,6 +15,7 @@ from slipstream.records import (
     Batch,
     Group,
     LeaseReply,
+    Probe,
     PutReply,
     Stop,
     Wait,
@@ -43,27 +44,25 @@ class ReplayForLearners(Protocol):
     def trained(self, version: int) -> Future[None]:
         """The step is done and `version` is published: the batch has changed the weights."""
 
+    def snapshot(self) -> Future[Mapping[str, Any]]:
+        """The ledger at this step boundary, for a commit; JSON-able."""
+
 
 class WeightReceiver(Protocol):
     """The worker's end of the weight channel."""
 
-    def poll(self) -> WeightUpdate | None:
+    def poll(self, held_version: int) -> WeightUpdate | None:
         """The newest update above the version held, or None. Never blocks."""
-
-    def wait(self, timeout_s: float) -> WeightUpdate:
-        """Block for the first update; raise DeadlineExceeded."""
 
     def tensors(self, update: WeightUpdate) -> Iterator[tuple[str, Any]]:
         """(name, torch tensor) of every parameter, on the CPU."""
 
 
 class WeightPublisher(Protocol):
-    """The learner's end of the weight channel; called on rank 0 only."""
+    """The learner's end of the weight channel; every rank calls it."""
 
-    def publish(
-        self, version: int, tensors: Iterator[tuple[str, Any]], probe: Any
-    ) -> Mapping[str, float]:
-        """Make `version` available as a whole; return timings in seconds (`gather_s`, `wire_s`)."""
+    def publish(self, version: int, probe: Probe | None) -> Mapping[str, float]:
+        """Make `version` available as a whole; seconds by phase (`gather_s`, `wire_s`)."""
 
 
 class Reward(Protocol):

@@ -52,6 +52,7 @@ class RefusalReason(StrEnum):
     BAD_REWARD = "bad_reward"  # not finite
     BAD_SPANS = "bad_spans"  # gaps, overlaps, or versions that go down
     UNKNOWN_VERSION = "unknown_version"  # a version that was never published
+    OLD_VERSION = "old_version"  # tokens from before the lease's min_version
     FAILED_ROLLOUT = "failed_rollout"  # a typed failure of one of its rollouts
 
 

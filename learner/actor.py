@@ -1,0 +1,113 @@
+"""The Ray shells of the learner: one `LearnerRank` per rank, and the `WeightBoard`.
+
+Torch and DeepSpeed are imported in the rank's own process, after its environment is set.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from slipstream.affinity import bind_process
+from slipstream.config.job import JobConfig
+from slipstream.errors import DeadlineExceeded
+from slipstream.protocols import ReplayForLearners
+from slipstream.records import WeightUpdate
+from slipstream.telemetry import EventLog
+
+LONG_POLL_S = 5.0
+ANNOUNCE_TIMEOUT_S = 60.0
+
+
+class WeightBoard:
+    """Holds the newest published version, for every worker to fetch at any time."""
+
+    def __init__(self) -> None:
+        self._newest: WeightUpdate | None = None
+        self._changed = asyncio.Condition()
+
+    async def announce(self, update: WeightUpdate) -> None:
+        async with self._changed:
+            self._newest = update
+            self._changed.notify_all()
+
+    async def wait_newer(self, version: int) -> WeightUpdate | None:
+        """The newest update once it is above `version`, or None after a few seconds."""
+        try:
+            async with asyncio.timeout(LONG_POLL_S), self._changed:
+                await self._changed.wait_for(
+                    lambda: self._newest is not None and self._newest.version > version
+                )
+        except TimeoutError:
+            return None
+        return self._newest
+
+    def __repr__(self) -> str:
+        return f"weights v{self._newest.version if self._newest else '-'}"
+
+
+class LearnerRank:
+    """One rank: `address` (rank 0), then `start` on all, then `run` on all."""
+
+    def __init__(self, job: JobConfig, rank: int, cores: Sequence[int]) -> None:
+        bind_process(cores)
+        os.environ["RANK"], os.environ["LOCAL_RANK"] = str(rank), "0"
+        os.environ["WORLD_SIZE"] = str(job.learner.num_ranks)
+        if job.learner.gpus_per_rank == 0:
+            os.environ["DS_ACCELERATOR"] = "cpu"
+        self._job = job
+        self._rank = rank
+        self._events = EventLog("learner", rank)
+        self._loop: Any = None
+
+    def address(self) -> tuple[str, int]:
+        """Where the ranks may meet: this node, and a port that is free now."""
+        with socket.socket() as free:
+            free.bind(("", 0))
+            return ray.util.get_node_ip_address(), free.getsockname()[1]
+
+    def start(
+        self,
+        address: tuple[str, int],
+        replay: ReplayForLearners,
+        board: Any,
+        run_dir: Path,
+        *,
+        resume: bool,
+    ) -> int:
+        """Load the model, meet the other ranks; returns the version it starts from."""
+        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address[0], str(address[1])
+        from learner.build import build_loop
+
+        def announce(update: WeightUpdate) -> None:
+            try:
+                ray.get(board.announce.remote(update), timeout=ANNOUNCE_TIMEOUT_S)
+            except ray.exceptions.GetTimeoutError:
+                raise DeadlineExceeded("the weight board did not take an update") from None
+
+        self._loop = build_loop(
+            self._job,
+            replay=replay,
+            put=ray.put,
+            announce=announce,
+            checkpoints=run_dir / "checkpoints",
+            resume=resume,
+            events=self._events,
+        )
+        return int(self._loop.version)
+
+    def run(self) -> int:
+        """Train to the end of the job; returns the last version."""
+        return int(self._loop.run())
+
+    def drain(self) -> Sequence[Mapping[str, Any]]:
+        return self._events.drain()
+
+    def __repr__(self) -> str:
+        return f"learner-{self._rank} v{self._loop.version if self._loop else '-'}"

@@ -1,0 +1,47 @@
+"""Cuts a batch into minibatches, ranks and microbatches. Pure and deterministic.
+
+Answers are right-padded behind their prompts, so sorting by length keeps padding small,
+and causal attention needs no mask. Every rank gets the same number of microbatches:
+under ZeRO-2 and 3 each forward and backward is a collective.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+Microbatch = list[int]  # indices of rollouts; empty where another rank has one more
+
+
+def minibatches(num_groups: int, count: int) -> list[range]:
+    """`count` contiguous ranges of groups, sizes differing by at most one."""
+    bounds = [num_groups * index // count for index in range(count + 1)]
+    return [range(start, stop) for start, stop in zip(bounds, bounds[1:], strict=False)]
+
+
+def microbatches(
+    lengths: Sequence[int], *, max_tokens: int, num_ranks: int
+) -> list[list[Microbatch]]:
+    """The microbatches of every rank.
+
+    `lengths` are whole sequences, prompt and answer. A microbatch holds at most
+    `max_tokens` padded tokens, or a single longer sequence.
+    """
+    longest_first = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    ranks = [
+        _fill(longest_first[rank::num_ranks], lengths, max_tokens) for rank in range(num_ranks)
+    ]
+    most = max(len(rank) for rank in ranks)
+    return [rank + [[]] * (most - len(rank)) for rank in ranks]
+
+
+def _fill(
+    longest_first: Sequence[int], lengths: Sequence[int], max_tokens: int
+) -> list[Microbatch]:
+    """Pack in order; the first sequence of a microbatch is its longest."""
+    packed: list[Microbatch] = []
+    for index in longest_first:
+        if packed and lengths[packed[-1][0]] * (len(packed[-1]) + 1) <= max_tokens:
+            packed[-1].append(index)
+        else:
+            packed.append([index])
+    return packed

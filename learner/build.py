@@ -1,0 +1,126 @@
+"""Puts a learner rank together from the job file: process group, model, engine, loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from learner import checkpoint
+from learner.engine import LearnerEngine
+from learner.loop import LearnerLoop, WriteCommit
+from learner.policy import Policy, load_policy
+from learner.step import LearnerStep
+from learner.weights import ObjectStorePublisher, Prober, full_parameters
+from slipstream.config.job import JobConfig
+from slipstream.protocols import ReplayForLearners, WeightPublisher
+from slipstream.records import WeightUpdate
+from slipstream.telemetry import EventLog
+
+MIB = 2**20
+
+
+def build_loop(
+    job: JobConfig,
+    *,
+    replay: ReplayForLearners,
+    put: Callable[[Any], Any],
+    announce: Callable[[WeightUpdate], None],
+    checkpoints: Path,
+    resume: bool,
+    events: EventLog,
+) -> LearnerLoop:
+    """This rank's loop; RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set."""
+    torch.manual_seed(job.seed)
+    device = _join(job)
+    policy = load_policy(job.model)
+    vocabulary = int(policy.hf.config.get_text_config().vocab_size)
+    engine = LearnerEngine(policy, job, device)
+    version = 0
+    if resume:
+        commit = checkpoint.newest(checkpoints)
+        engine.load(commit.learner_dir)
+        version = commit.version
+    return LearnerLoop(
+        job,
+        rank=engine.rank,
+        version=version,
+        step=LearnerStep(job, engine, _reference(job, device)),
+        replay=replay,
+        publisher=_publisher(job, engine, put, announce),
+        prober=Prober(engine, vocabulary, job.seed) if job.weights.probe else None,
+        barrier=engine.barrier,
+        write_commit=_commit_writer(job, engine, checkpoints),
+        events=events,
+    )
+
+
+def _join(job: JobConfig) -> torch.device:
+    """Meet the other ranks; returns this rank's device."""
+    on_gpu = job.learner.gpus_per_rank > 0
+    timeout = timedelta(seconds=job.learner.start_timeout_s)
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timeout)
+    return torch.device("cuda", 0) if on_gpu else torch.device("cpu")
+
+
+def _reference(job: JobConfig, device: torch.device) -> Policy | None:
+    """The frozen start model, whole on every rank; only where a KL term needs it."""
+    if job.algorithm.kl.coefficient == 0:
+        return None
+    return load_policy(job.model).to(device).eval().requires_grad_(False)
+
+
+def _publisher(
+    job: JobConfig,
+    engine: LearnerEngine,
+    put: Callable[[Any], Any],
+    announce: Callable[[WeightUpdate], None],
+) -> WeightPublisher:
+    match job.weights.transport:
+        case "object_store":
+            return ObjectStorePublisher(
+                engine, bucket_bytes=job.weights.bucket_mib * MIB, put=put, announce=announce
+            )
+        case "nccl":
+            from learner.nccl import NcclPublisher
+
+            return NcclPublisher(job, engine, announce=announce)
+
+
+def _commit_writer(job: JobConfig, engine: LearnerEngine, root: Path) -> WriteCommit:
+    def write(version: int, replay: Mapping[str, Any]) -> Path:
+        """Every rank calls it: gathering and DeepSpeed's own files are collective."""
+        directory = checkpoint.aside(root, version)
+        if engine.rank == 0:
+            checkpoint.begin(root, version)
+        engine.barrier()
+        engine.save(directory / "learner")
+        weights = {}
+        for bucket in full_parameters(engine, job.weights.bucket_mib * MIB):
+            weights.update(bucket)
+        if engine.rank == 0:
+            _save_model(job, engine, weights, directory / "model")
+            final = checkpoint.finish(root, version, replay, job.checkpoint.keep_last)
+        engine.barrier()
+        return final if engine.rank == 0 else root
+
+    return write
+
+
+def _save_model(
+    job: JobConfig, engine: LearnerEngine, weights: dict[str, torch.Tensor], target: Path
+) -> None:
+    """Hugging Face format: safetensors, config and tokenizer."""
+    from transformers import AutoTokenizer
+
+    engine.policy.hf.save_pretrained(target, state_dict=weights)
+    tokenizer = AutoTokenizer.from_pretrained(
+        job.model.tokenizer or job.model.path,
+        revision=None if job.model.tokenizer else job.model.revision,
+        trust_remote_code=job.model.trust_remote_code,
+    )
+    tokenizer.save_pretrained(target)

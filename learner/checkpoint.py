@@ -1,0 +1,123 @@
+"""Commits: one directory that restores a run, visible only when it is whole.
+
+    checkpoints/
+        step-00000050/
+            model/          Hugging Face format, for transformers and vLLM
+            learner/        DeepSpeed state of every rank
+            commit.json     version, format, replay snapshot, SHA-256 of every file
+        latest              the name of the newest commit
+
+Written aside as `.tmp-step-...`, fsynced, renamed, and only then pointed at. Older commits go
+last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slipstream.errors import SlipstreamError
+
+FORMAT = 1
+LATEST = "latest"
+MANIFEST = "commit.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """A verified commit on disk."""
+
+    path: Path
+    version: int
+    replay: Mapping[str, Any]  # snapshot of the ledger at the same step boundary
+
+    @property
+    def model_dir(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def learner_dir(self) -> Path:
+        return self.path / "learner"
+
+
+def begin(root: Path, version: int) -> Path:
+    """An empty directory to write `version` into; every rank writes to the same one."""
+    directory = aside(root, version)
+    shutil.rmtree(directory, ignore_errors=True)
+    (directory / "learner").mkdir(parents=True)
+    return directory
+
+
+def finish(root: Path, version: int, replay: Mapping[str, Any], keep_last: int) -> Path:
+    """Checksum, rename and point at what was written; then remove the oldest commits."""
+    directory, final = aside(root, version), root / f"step-{version:08d}"
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    manifest = {
+        "format": FORMAT,
+        "version": version,
+        "replay": replay,
+        "sha256": {str(path.relative_to(directory)): _sha256(path) for path in files},
+    }
+    (directory / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    for path in [*files, directory / MANIFEST, *(p for p in directory.rglob("*") if p.is_dir()), directory]:
+        _fsync(path)
+    if final.exists():
+        shutil.rmtree(final)
+    directory.rename(final)
+    _point_at(root, final.name)
+    for old in sorted(root.glob("step-*"))[:-keep_last]:
+        shutil.rmtree(old)
+    return final
+
+
+def newest(root: Path) -> Commit:
+    """The commit that `latest` names, verified.
+
+    Raises SlipstreamError where there is none, or where it is damaged.
+    """
+    pointer = root / LATEST
+    if not pointer.is_file():
+        raise SlipstreamError(f"{root} holds no commit to resume from")
+    path = root / pointer.read_text().strip()
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise SlipstreamError(f"{path / MANIFEST} cannot be read: {error}") from None
+    if manifest["format"] != FORMAT:
+        raise SlipstreamError(f"{path} has format {manifest['format']}; this is {FORMAT}")
+    for name, expected in manifest["sha256"].items():
+        if not (path / name).is_file() or _sha256(path / name) != expected:
+            raise SlipstreamError(f"{path / name} is damaged: its checksum differs")
+    return Commit(path=path, version=manifest["version"], replay=manifest["replay"])
+
+
+def aside(root: Path, version: int) -> Path:
+    """Where a commit is written before it is whole."""
+    return root / f".tmp-step-{version:08d}"
+
+
+def _point_at(root: Path, name: str) -> None:
+    pointer = root / f".{LATEST}"
+    pointer.write_text(name + "\n")
+    _fsync(pointer)
+    pointer.replace(root / LATEST)
+    _fsync(root)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,144 @@
+"""DeepSpeed behind the few calls that the learner needs; the only module that imports it.
+
+DeepSpeed averages gradients over ranks, and the learner's denominators are already global,
+so every loss is multiplied by the number of ranks. Microbatches are accumulated by naming
+the last one (`set_gradient_accumulation_boundary`), never divided by their number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from learner.policy import Policy
+from slipstream.config.job import JobConfig, LearnerConfig
+
+ADAM_EPS = 1e-8
+_TAG = "state"
+
+
+class LearnerEngine:
+    """One rank's model and optimizer. The process group exists before it is made."""
+
+    def __init__(self, policy: Policy, job: JobConfig, device: torch.device) -> None:
+        import deepspeed
+
+        self._config = job.learner
+        self.device = device
+        self.num_ranks = dist.get_world_size()
+        self.rank = dist.get_rank()
+        if job.learner.gradient_checkpointing:
+            policy.hf.gradient_checkpointing_enable({"use_reentrant": False})
+        optimizer = torch.optim.AdamW(
+            policy.parameters(),
+            lr=job.learner.learning_rate,
+            betas=job.learner.betas,
+            eps=ADAM_EPS,
+            weight_decay=job.learner.weight_decay,
+            fused=True,
+        )
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=policy,
+            optimizer=optimizer,
+            config=_deepspeed_config(job),
+            dist_init_required=False,
+        )
+
+    @property
+    def policy(self) -> Policy:
+        return self._engine.module  # type: ignore[no-any-return]
+
+    def forward(
+        self, inputs_BT: Tensor, targets_BT: Tensor, mask_BT: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """(log-probs, entropies) of `Policy.forward`, gathered as ZeRO needs it."""
+        logprobs_BT, entropies_BT = self._engine(inputs_BT, targets_BT, mask_BT, temperature)
+        return logprobs_BT, entropies_BT
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add the gradient of `loss`, whose denominator is global. `last`: the optimizer
+        step follows."""
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss * self.num_ranks)
+
+    def step(self, learning_rate: float) -> float:
+        """Clip and apply the gradients; returns the global norm before clipping."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._engine.step()
+        return float(self._engine.get_global_grad_norm() or 0.0)
+
+    def all_sum(self, values: Tensor) -> Tensor:
+        """The sum over ranks, on every rank."""
+        if self.num_ranks > 1:
+            dist.all_reduce(values)
+        return values
+
+    def barrier(self) -> None:
+        if self.num_ranks > 1:
+            dist.barrier()
+
+    @contextmanager
+    def gathered(self, parameters: list[Any]) -> Iterator[None]:
+        """While entered, whole parameters instead of ZeRO-3 partitions. Never nest."""
+        import deepspeed
+
+        if self._config.zero_stage < 3:
+            yield
+            return
+        with deepspeed.zero.GatheredParameters(parameters):
+            yield
+
+    def save(self, directory: Path) -> None:
+        """Write model and optimizer state; every rank calls it."""
+        self._engine.save_checkpoint(str(directory), tag=_TAG, exclude_frozen_parameters=True)
+
+    def load(self, directory: Path) -> None:
+        """Restore what `save` wrote, with the same number of ranks and ZeRO stage."""
+        self._engine.load_checkpoint(str(directory), tag=_TAG)
+
+    def close(self) -> None:
+        self._engine.destroy()
+
+
+def learning_rate_at(step: int, config: LearnerConfig) -> float:
+    """The rate of learner step `step` (from 0): linear warm-up, then the schedule."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    rest = max(1, config.num_steps - config.warmup_steps)
+    done = min(1.0, (step - config.warmup_steps) / rest)
+    match config.schedule:
+        case "constant":
+            return config.learning_rate
+        case "linear":
+            return config.learning_rate * (1.0 - done)
+        case "cosine":
+            return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def full_numel(parameter: Any) -> int:
+    """Elements of the whole parameter; a ZeRO-3 partition's own `numel()` is 0."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def _deepspeed_config(job: JobConfig) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": job.learner.zero_stage}
+    if job.learner.zero_stage == 3:
+        # Small models would otherwise never be partitioned at all.
+        zero["stage3_param_persistence_threshold"] = 0
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # DeepSpeed wants a number; ours vary
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": job.learner.max_grad_norm,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": job.model.dtype == "bfloat16"},
+        "steps_per_print": 10**9,
+    }

@@ -1,0 +1,140 @@
+"""The learner's loop, one per rank. Knows no Ray.
+
+    consumes   replay.take(version): the same batch on every rank
+    waits for  replay, while a batch is not complete
+    makes      version + 1: published to the board, then reported to replay, then committed
+
+The order is the promise: replay hears of a version only once every worker could fetch it,
+and a commit's replay snapshot is of the same step boundary as its weights.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from pathlib import Path
+from typing import Any, TypeVar
+
+from learner.step import LearnerStep
+from learner.weights import Prober
+from slipstream.config.job import JobConfig
+from slipstream.errors import DeadlineExceeded
+from slipstream.protocols import ReplayForLearners, WeightPublisher
+from slipstream.records import Batch, Stop
+from slipstream.telemetry import Busy, EventLog
+
+POLL_S = 0.005  # between two asks for a batch that is not there yet
+T = TypeVar("T")
+WriteCommit = Callable[[int, Mapping[str, Any]], Path]
+
+
+class LearnerLoop:
+    """Drives one rank from `version` to the end of the job."""
+
+    def __init__(
+        self,
+        job: JobConfig,
+        *,
+        rank: int,
+        version: int,
+        step: LearnerStep,
+        replay: ReplayForLearners,
+        publisher: WeightPublisher,
+        prober: Prober | None,
+        barrier: Callable[[], None],
+        write_commit: WriteCommit,
+        events: EventLog,
+    ) -> None:
+        self.version = version
+        self._job = job
+        self._rank = rank
+        self._step = step
+        self._replay = replay
+        self._publisher = publisher
+        self._prober = prober
+        self._barrier = barrier
+        self._write_commit = write_commit
+        self._events = events
+        self._busy = Busy()
+        self._committed_version = version
+        self._sync_s: Mapping[str, float] = {}
+
+    def run(self) -> int:
+        """Train until replay says stop; returns the last version."""
+        self._publish()
+        while not isinstance(batch := self._next_batch(), Stop):
+            self._train(batch)
+            self._report(batch)
+        if self.version > self._committed_version:
+            self._commit()
+        return self.version
+
+    def _next_batch(self) -> Batch | Stop:
+        with self._busy.phase("wait"):
+            while True:
+                reply = self._answer(self._replay.take(self.version), "take")
+                if isinstance(reply, Batch | Stop):
+                    return reply
+                time.sleep(POLL_S)
+
+    def _train(self, batch: Batch) -> None:
+        with self._busy.phase("train"):
+            self._metrics = self._step.run(batch)
+        self.version += 1
+        with self._busy.phase("publish"):
+            self._publish()
+            if self._rank == 0:
+                self._answer(self._replay.trained(self.version), "trained")
+            # No other rank may ask for the next batch before replay knows of the version.
+            self._barrier()
+        every = self._job.checkpoint.every_steps
+        if every and self.version % every == 0:
+            with self._busy.phase("commit"):
+                self._commit()
+
+    def _publish(self) -> None:
+        probe = self._prober.measure() if self._prober is not None else None
+        self._sync_s = self._publisher.publish(self.version, probe)
+
+    def _commit(self) -> None:
+        start_s = time.perf_counter()
+        snapshot = self._answer(self._replay.snapshot(), "snapshot") if self._rank == 0 else {}
+        path = self._write_commit(self.version, snapshot)
+        self._committed_version = self.version
+        if self._rank == 0:
+            self._events.emit(
+                "commit",
+                version=self.version,
+                path=str(path),
+                seconds=time.perf_counter() - start_s,
+            )
+
+    def _answer(self, future: Future[T], call: str) -> T:
+        timeout_s = self._job.replay.call_timeout_s
+        try:
+            return future.result(timeout=timeout_s)
+        except FutureTimeoutError:
+            raise DeadlineExceeded(
+                f"replay did not answer {call} of version {self.version} in {timeout_s} s"
+            ) from None
+
+    def _report(self, batch: Batch) -> None:
+        if self._rank != 0:
+            return
+        rewards = [r.reward for entry in batch.groups for r in entry.group.rollouts]
+        self._events.emit(
+            "step",
+            version=self.version,
+            loss=self._metrics["loss"],
+            reward=sum(rewards) / len(rewards),
+            lags=dict(Counter(entry.lag for entry in batch.groups)),
+            num_groups=len(batch.groups),
+            num_rollouts=batch.num_rollouts,
+            num_answer_tokens=batch.num_answer_tokens,
+            ordinals=[entry.group.ordinal for entry in batch.groups],
+            seconds=self._busy.drain(),
+            metrics={**self._metrics, **self._sync_s},
+        )

@@ -1,0 +1,71 @@
+"""The policy as the learner sees it: tokens in, log-probs of the answers' tokens out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from learner.logprobs import linear_logprobs
+from slipstream.config.job import ModelConfig
+
+
+class LogProbHead(nn.Module):
+    """Takes the place of the model's output layer and keeps its (perhaps tied) weight.
+
+    As a module of its own it is gathered by ZeRO-3 like any other.
+    """
+
+    def __init__(self, weight_VH: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight_VH
+
+    def forward(
+        self, hidden_NH: Tensor, targets_N: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        return linear_logprobs(hidden_NH, self.weight, targets_N, temperature)
+
+
+class Policy(nn.Module):
+    """A Hugging Face causal language model whose output layer is a `LogProbHead`."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        if getattr(model.lm_head, "bias", None) is not None:
+            raise ValueError("models whose output layer has a bias are not supported")
+        self.hf = model
+        self.hf.lm_head = LogProbHead(model.lm_head.weight)
+
+    def forward(
+        self, inputs_BT: Tensor, targets_BT: Tensor, mask_BT: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """(log-probs, entropies), each (B, T) float32, 0 where `mask_BT` is 0.
+
+        Right padding needs no attention mask: no real token attends to what follows it.
+        """
+        hidden_BTH = self.hf.base_model(input_ids=inputs_BT, use_cache=False).last_hidden_state
+        trained_BT = mask_BT > 0
+        logprobs_N, entropies_N = self.hf.lm_head(
+            hidden_BTH[trained_BT], targets_BT[trained_BT], temperature
+        )
+        blank_BT = torch.zeros(mask_BT.shape, dtype=logprobs_N.dtype, device=mask_BT.device)
+        return (
+            blank_BT.masked_scatter(trained_BT, logprobs_N),
+            blank_BT.masked_scatter(trained_BT, entropies_N),
+        )
+
+
+def load_policy(config: ModelConfig, path: str | None = None) -> Policy:
+    """The model of the job file, or the one saved at `path`, in the job's dtype."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        path or config.path,
+        revision=None if path else config.revision,
+        trust_remote_code=config.trust_remote_code,
+        dtype=getattr(torch, config.dtype),
+        attn_implementation="sdpa",
+    )
+    model.config.use_cache = False
+    return Policy(model)

@@ -1,0 +1,213 @@
+"""One learner step: a batch in, changed weights and metrics out. Knows no Ray.
+
+    advantages of the whole batch (every rank computes the same)
+    per epoch, per minibatch:
+        per microbatch: forward, loss over the global denominator, backward
+        one optimizer step
+
+Three policies, never mixed up: mu sampled the tokens, pi_old is the learner when the step
+begins, pi is what is being changed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from learner.algorithms import advantages as advantage_functions
+from learner.algorithms.corrections import truncated_weights
+from learner.algorithms.kl import kl_estimate
+from learner.algorithms.losses import aggregate, denominator_of, ppo_clip
+from learner.batching import Microbatch, microbatches, minibatches
+from learner.engine import LearnerEngine, learning_rate_at
+from learner.policy import Policy
+from learner.tensors import Sample, SampleTensors, samples_of, to_tensors
+from slipstream.config.job import AdvantageConfig, AlgorithmConfig, JobConfig
+from slipstream.errors import SlipstreamError
+from slipstream.records import Batch
+
+
+class NotFinite(SlipstreamError):
+    """The gradient of a step is not finite; its weights must not be published."""
+
+
+@dataclass(slots=True)
+class _Prepared:
+    """One microbatch of this rank, and pi_old's log-probs where they were computed ahead."""
+
+    tensors: SampleTensors
+    old_logprobs_BT: Tensor | None = None
+
+
+class LearnerStep:
+    """Applies the job's algorithm. `reference` is the frozen model of the KL term, if any."""
+
+    def __init__(self, job: JobConfig, engine: LearnerEngine, reference: Policy | None) -> None:
+        self._job = job
+        self._engine = engine
+        self._reference = reference
+
+    def run(self, batch: Batch) -> dict[str, float]:
+        """Train on `batch`; returns metrics that are the same on every rank."""
+        algorithm = self._job.algorithm
+        samples = samples_of(batch)
+        advantages = _advantages(samples, algorithm.advantage)
+        parts = [
+            self._prepare(batch, samples, advantages, groups)
+            for groups in minibatches(len(batch.groups), algorithm.minibatches)
+        ]
+        if algorithm.epochs * algorithm.minibatches > 1 and algorithm.old_logprobs == "learner":
+            self._compute_old_logprobs([prepared for part in parts for prepared in part])
+        totals: Counter[str] = Counter()
+        rate = learning_rate_at(batch.version, self._job.learner)
+        for _ in range(algorithm.epochs):
+            for groups, part in zip(
+                minibatches(len(batch.groups), algorithm.minibatches), parts, strict=True
+            ):
+                totals.update(self._optimizer_step(part, _chosen(samples, groups), rate))
+        return _summary(totals, algorithm, batch, rate)
+
+    def _prepare(
+        self, batch: Batch, samples: list[Sample], advantages: list[float], groups: range
+    ) -> list[_Prepared]:
+        """This rank's microbatches of the minibatch made of `groups`."""
+        chosen = [index for index, sample in enumerate(samples) if sample.group in groups]
+        cut = microbatches(
+            [samples[index].num_tokens for index in chosen],
+            max_tokens=self._job.learner.max_tokens_per_microbatch,
+            num_ranks=self._engine.num_ranks,
+        )
+        return [
+            self._tensors([chosen[place] for place in part], samples, advantages)
+            for part in cut[self._engine.rank]
+        ]
+
+    def _tensors(
+        self, indices: Microbatch, samples: list[Sample], advantages: list[float]
+    ) -> _Prepared:
+        rows = [samples[index] for index in indices]
+        return _Prepared(to_tensors(rows, [advantages[i] for i in indices], self._engine.device))
+
+    def _forward(self, tensors: SampleTensors) -> tuple[Tensor, Tensor]:
+        return self._engine.forward(
+            tensors.inputs_BT,
+            tensors.targets_BT,
+            tensors.mask_BT,
+            self._job.rollout.temperature,
+        )
+
+    @torch.no_grad()
+    def _compute_old_logprobs(self, prepared: list[_Prepared]) -> None:
+        for entry in prepared:
+            entry.old_logprobs_BT, _ = self._forward(entry.tensors)
+
+    def _optimizer_step(
+        self, prepared: list[_Prepared], samples: Sequence[Sample], rate: float
+    ) -> Counter[str]:
+        denominator = denominator_of(
+            self._job.algorithm.aggregate,
+            num_tokens=sum(sample.rollout.num_tokens for sample in samples),
+            num_rollouts=len(samples),
+            max_tokens=self._job.rollout.max_new_tokens,
+        )
+        sums: dict[str, Tensor] = {}
+        for place, entry in enumerate(prepared, start=1):
+            loss, metrics = self._loss(entry, denominator)
+            self._engine.backward(loss, last=place == len(prepared))
+            for name, value in metrics.items():
+                sums[name] = sums.get(name, torch.zeros((), device=loss.device)) + value
+        norm = self._engine.step(rate)
+        if not math.isfinite(norm):
+            raise NotFinite(f"the gradient norm is {norm}; lower learner.learning_rate?")
+        names = sorted(sums)
+        totals = self._engine.all_sum(torch.stack([sums[name] for name in names])).tolist()
+        return Counter({**dict(zip(names, totals, strict=True)), "grad_norm": norm})
+
+    def _loss(self, entry: _Prepared, denominator: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """The microbatch's share of the loss, and metrics as sums over its tokens."""
+        algorithm, tensors = self._job.algorithm, entry.tensors
+        mask_BT, mu_BT = tensors.mask_BT, tensors.behaviour_logprobs_BT
+        logprobs_BT, entropies_BT = self._forward(tensors)
+        old_BT = mu_BT if algorithm.old_logprobs == "behaviour" else entry.old_logprobs_BT
+        if old_BT is None:
+            old_BT = logprobs_BT.detach()
+        loss_BT, metrics = ppo_clip(
+            logprobs_BT,
+            old_BT,
+            tensors.advantages_BT,
+            mask_BT,
+            clip_low=algorithm.loss.clip_low,
+            clip_high=algorithm.loss.clip_high,
+            dual_clip=algorithm.loss.dual_clip,
+        )
+        mismatch_BT = (old_BT - mu_BT).detach() * mask_BT
+        if algorithm.correction.kind == "truncated":
+            weights_BT = truncated_weights(
+                mismatch_BT, mask_BT, level=algorithm.correction.level, cap=algorithm.correction.cap
+            )
+            loss_BT = loss_BT * weights_BT
+            metrics["correction_weight"] = (weights_BT * mask_BT).sum()
+        if self._reference is not None:
+            kl_BT = self._kl(tensors, logprobs_BT) * mask_BT
+            loss_BT = loss_BT + algorithm.kl.coefficient * kl_BT
+            metrics["kl_reference"] = kl_BT.detach().sum()
+        loss = aggregate(loss_BT, mask_BT, algorithm.aggregate, denominator=denominator)
+        metrics |= {
+            "loss": loss.detach(),
+            "num_tokens": mask_BT.sum(),
+            "entropy": entropies_BT.sum(),
+            "mu_mismatch": mismatch_BT.abs().sum(),
+            "padded_tokens": torch.tensor(float(mask_BT.numel()), device=mask_BT.device),
+        }
+        return loss, metrics
+
+    def _kl(self, tensors: SampleTensors, logprobs_BT: Tensor) -> Tensor:
+        assert self._reference is not None
+        with torch.no_grad():
+            reference_BT, _ = self._reference(
+                tensors.inputs_BT,
+                tensors.targets_BT,
+                tensors.mask_BT,
+                self._job.rollout.temperature,
+            )
+        return kl_estimate(logprobs_BT, reference_BT, self._job.algorithm.kl.estimator)
+
+
+def _advantages(samples: list[Sample], config: AdvantageConfig) -> list[float]:
+    """One number a sample, from the rewards of the whole batch."""
+    scores_B = torch.tensor([sample.rollout.reward for sample in samples], dtype=torch.float32)
+    group_B = torch.tensor([sample.group for sample in samples])
+    match config.kind:
+        case "grpo":
+            advantages_B = advantage_functions.grpo(
+                scores_B, group_B, scale=config.scale, unbiased=config.unbiased, eps=config.eps
+            )
+        case "reinforce":
+            advantages_B = advantage_functions.reinforce(scores_B, baseline=config.baseline)
+    return [float(value) for value in advantages_B]
+
+
+def _chosen(samples: list[Sample], groups: range) -> list[Sample]:
+    return [sample for sample in samples if sample.group in groups]
+
+
+def _summary(
+    totals: Counter[str], algorithm: AlgorithmConfig, batch: Batch, rate: float
+) -> dict[str, float]:
+    """Means per token, and per update where a figure belongs to one."""
+    values = dict(totals)
+    num_updates = algorithm.epochs * algorithm.minibatches
+    num_tokens, padded = max(1.0, values.pop("num_tokens")), values.pop("padded_tokens")
+    inputs = algorithm.epochs * sum(sample.num_tokens - 1 for sample in samples_of(batch))
+    return {
+        "loss": values.pop("loss") / num_updates,
+        "grad_norm": values.pop("grad_norm") / num_updates,
+        "learning_rate": rate,
+        "padding_share": 1.0 - inputs / padded,
+        **{name: value / num_tokens for name, value in values.items()},
+    }

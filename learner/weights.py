@@ -1,0 +1,133 @@
+"""Publishes whole policy versions: gather by bucket, pack, announce.
+
+Every rank iterates the same buckets, because gathering a ZeRO-3 partition is a collective;
+only rank 0 copies and sends.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from learner.engine import LearnerEngine, full_numel
+from slipstream.records import Probe, TensorSpec, TokenIds, WeightUpdate
+
+Named = tuple[str, Tensor]
+NUM_PROBE_TOKENS = 32
+
+
+def full_parameters(engine: LearnerEngine, bucket_bytes: int) -> Iterator[list[Named]]:
+    """Whole parameters under their Hugging Face names, by bucket; copies, on the CPU.
+
+    On other ranks than 0 the buckets are empty. The output layer is sent even where it is
+    tied to the embeddings: vLLM keeps a repacked copy of its own.
+    """
+    for bucket in _buckets(_named(engine), bucket_bytes):
+        with engine.gathered([parameter for _, parameter in bucket]):
+            yield [
+                (name, parameter.detach().to("cpu", copy=True))
+                for name, parameter in bucket
+                if engine.rank == 0
+            ]
+
+
+def _named(engine: LearnerEngine) -> list[tuple[str, Any]]:
+    return list(engine.policy.hf.named_parameters(remove_duplicate=False))
+
+
+def _buckets(named: list[tuple[str, Any]], bucket_bytes: int) -> Iterator[list[tuple[str, Any]]]:
+    """Consecutive parameters of at most `bucket_bytes`, or a single larger one."""
+    bucket: list[tuple[str, Any]] = []
+    size = 0
+    for name, parameter in named:
+        num_bytes = full_numel(parameter) * parameter.element_size()
+        if bucket and size + num_bytes > bucket_bytes:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append((name, parameter))
+        size += num_bytes
+    if bucket:
+        yield bucket
+
+
+class ObjectStorePublisher:
+    """Puts each bucket into a shared-memory store and announces the version as a whole.
+
+    `put` stores one byte array and returns its reference; `announce` hands the update to
+    the board, and returns once the board has it.
+    """
+
+    def __init__(
+        self,
+        engine: LearnerEngine,
+        *,
+        bucket_bytes: int,
+        put: Callable[[Any], Any],
+        announce: Callable[[WeightUpdate], None],
+    ) -> None:
+        self._engine = engine
+        self._bucket_bytes = bucket_bytes
+        self._put = put
+        self._announce = announce
+
+    def publish(self, version: int, probe: Probe | None) -> dict[str, float]:
+        """Make `version` available; every rank calls it. Returns seconds by phase."""
+        specs, references = [], []
+        put_s, start_s = 0.0, time.perf_counter()
+        for bucket in full_parameters(self._engine, self._bucket_bytes):
+            if self._engine.rank == 0:
+                specs.append(tuple(_spec(name, tensor) for name, tensor in bucket))
+                put_start_s = time.perf_counter()
+                references.append(self._put(_packed(bucket)))
+                put_s += time.perf_counter() - put_start_s
+        gather_s = time.perf_counter() - start_s - put_s
+        if self._engine.rank == 0:
+            self._announce(
+                WeightUpdate(
+                    version=version,
+                    transport="object_store",
+                    bucket_specs=tuple(specs),
+                    buckets=tuple(references),
+                    probe=probe,
+                    published_at_s=time.time(),
+                )
+            )
+        return {"gather_s": gather_s, "wire_s": put_s}
+
+
+def _spec(name: str, tensor: Tensor) -> TensorSpec:
+    return TensorSpec(
+        name=name, dtype=str(tensor.dtype).removeprefix("torch."), shape=tuple(tensor.shape)
+    )
+
+
+def _packed(bucket: list[Named]) -> Any:
+    """The tensors back to back as bytes."""
+    flat = [tensor.contiguous().view(-1).view(torch.uint8).numpy() for _, tensor in bucket]
+    return np.concatenate(flat)
+
+
+class Prober:
+    """Measures the learner's log-probs of fixed tokens, for engines to compare with."""
+
+    def __init__(self, engine: LearnerEngine, vocabulary: int, seed: int) -> None:
+        self._engine = engine
+        generator = np.random.default_rng(seed)
+        self._token_ids: TokenIds = generator.integers(
+            0, vocabulary, NUM_PROBE_TOKENS, dtype=np.int32
+        )
+
+    @torch.no_grad()
+    def measure(self) -> Probe:
+        """At temperature 1; every rank calls it."""
+        tokens_1T = torch.from_numpy(self._token_ids.astype(np.int64))[None].to(self._engine.device)
+        mask_1T = torch.ones(tokens_1T[:, 1:].shape, device=self._engine.device)
+        logprobs_1T, _ = self._engine.forward(tokens_1T[:, :-1], tokens_1T[:, 1:], mask_1T, 1.0)
+        return Probe(
+            token_ids=self._token_ids, logprobs=logprobs_1T[0].float().cpu().numpy().copy()
+        )

@@ -1,0 +1,151 @@
+"""Runs one job: start the roles, watch them, evaluate, finish. The only module that knows
+the roles' actors.
+
+    driver ── constructs ──▶ replay, weight board, learner ranks, rollout workers
+           ── run() ───────▶ ranks and workers, which talk to replay and the board alone
+           ◀── drain() ───── their events, every `telemetry.progress_every_s`
+
+The driver carries no data. It waits for the learner ranks to return; a worker that returns
+or raises before it was told to stop, ends the job.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from orchestrator import cluster
+from orchestrator.checks import fits
+from orchestrator.fleet import Fleet
+from orchestrator.interrupts import Interrupts
+from orchestrator.plan import Plan
+from orchestrator.progress import Progress, closing_table
+from orchestrator.run_dir import RunDir
+from orchestrator.run_state import RunState
+from slipstream.config.job import JobConfig
+from slipstream.errors import JobFileError, RoleFailed
+
+EVAL_TIMEOUT_S = 600.0
+
+
+def launch(
+    job: JobConfig, plan: Plan, *, job_dir: Path, resume: bool, overwrite: bool, address: str | None
+) -> int:
+    """Run `job` to its end. Returns the exit code: 0, or 130 after Ctrl-C or SIGTERM."""
+    launched_s = time.time()
+    console = Console()
+    state = RunState(num_steps=job.learner.num_steps)
+    with (
+        Interrupts() as interrupts,
+        Progress(console) as progress,
+        cluster.connected(address, [job_dir, Path.cwd()]) as context,
+    ):
+        if problems := fits(plan, cluster.available()):
+            raise JobFileError(problems)
+        run_dir = RunDir.open(job, overwrite=overwrite)
+        progress.note(f"{job.name}: mode {job.mode}, files in {run_dir.path}")
+        if context.dashboard_url:
+            progress.note(f"Ray dashboard: http://{context.dashboard_url}")
+        with Fleet.start(job, plan, run_dir.path, resume=resume) as fleet:
+            progress.note(f"all roles ready after {time.time() - launched_s:.0f} s")
+            _Run(job, fleet, run_dir, state, progress, interrupts).run_to_end()
+    wall_s = time.time() - launched_s
+    run_dir.write_result(state.result(wall_s))
+    console.print(
+        closing_table(
+            state,
+            wall_s=wall_s,
+            model_dir=f"{state.checkpoint}/model" if state.checkpoint else "none was saved",
+            metrics_file=str(run_dir.metrics_file),
+        )
+    )
+    return 130 if interrupts.requested else 0
+
+
+class _Run:
+    """The watching of one job."""
+
+    def __init__(
+        self,
+        job: JobConfig,
+        fleet: Fleet,
+        run_dir: RunDir,
+        state: RunState,
+        progress: Progress,
+        interrupts: Interrupts,
+    ) -> None:
+        self._job = job
+        self._fleet = fleet
+        self._run_dir = run_dir
+        self._state = state
+        self._progress = progress
+        self._interrupts = interrupts
+        self._asked_evals: set[int] = set()
+
+    def run_to_end(self) -> None:
+        self._state.start_version = self._state.version = self._fleet.start_version
+        self._state.training_start_s = time.time()
+        self._fleet.run()
+        try:
+            self._evaluate(self._state.start_version)
+            while not self._fleet.learners_done(self._job.telemetry.progress_every_s):
+                self._tick()
+            self._tick()
+            if not self._interrupts.requested:
+                self._final_evaluation()
+        finally:
+            self._fold()
+            self._run_dir.close()
+
+    def _tick(self) -> None:
+        self._fold()
+        self._progress.show(self._state)
+        self._check_watchdog()
+        if self._interrupts.requested and self._fleet.stop_requested is None:
+            self._progress.note("stopping: the learner commits, then the job ends")
+            self._fleet.request_stop("interrupted")
+        every = self._job.data.eval_every_steps
+        if every and self._state.version % every == 0:
+            self._evaluate(self._state.version)
+
+    def _fold(self) -> None:
+        for event in self._fleet.drain():
+            self._run_dir.write(event)
+            self._state.fold(event)
+        self._state.replay = self._fleet.replay_stats()
+        self._run_dir.flush()
+
+    def _evaluate(self, version: int) -> None:
+        """Ask worker 0 for a held-out evaluation at `version`, once."""
+        if self._job.data.eval is None or version in self._asked_evals:
+            return
+        self._asked_evals.add(version)
+        self._fleet.request_evaluation(version)
+
+    def _final_evaluation(self) -> None:
+        if self._job.data.eval is None:
+            return
+        self._evaluate(self._state.version)
+        deadline_s = time.monotonic() + EVAL_TIMEOUT_S
+        while max(self._state.evals, default=-1) < self._state.version:
+            self._fleet.raise_if_failed(self._job.telemetry.progress_every_s)
+            self._fold()
+            self._progress.show(self._state)
+            if self._interrupts.requested:
+                return
+            if time.monotonic() > deadline_s:
+                raise RoleFailed(
+                    f"rollout-0 did not evaluate version {self._state.version} within "
+                    f"{EVAL_TIMEOUT_S:.0f} s"
+                )
+
+    def _check_watchdog(self) -> None:
+        since_s = self._state.last_step_s or self._state.training_start_s or time.time()
+        limit_s = self._job.telemetry.watchdog_s
+        if time.time() - since_s > limit_s:
+            raise RoleFailed(
+                f"no learner step for {limit_s:.0f} s (telemetry.watchdog_s). "
+                f"Replay says: {self._state.replay.get('waiting_for', 'nothing')}"
+            )

@@ -1,0 +1,149 @@
+"""The live progress line and the closing table. Plain lines where the output is no terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.run_state import RunState
+
+PLAIN_LINE_EVERY_S = 10.0
+
+
+class Progress:
+    """Shows a run. `show` is cheap and may be called often; it paces plain lines itself."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = Live(console=console, transient=True, auto_refresh=False)
+        self._next_plain_s = 0.0
+        self._last_line = ""
+
+    def __enter__(self) -> Progress:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def note(self, message: str) -> None:
+        """A line that stays."""
+        self._console.print(message, highlight=False, soft_wrap=True)
+
+    def show(self, state: RunState) -> None:
+        line = progress_line(state, time.time())
+        if self._console.is_terminal:
+            self._live.update(Text(line), refresh=True)
+            return
+        due = time.monotonic() >= self._next_plain_s
+        if line != self._last_line and (due or state.version == state.num_steps):
+            self._last_line = line
+            self._next_plain_s = time.monotonic() + PLAIN_LINE_EVERY_S
+            self._console.print(line, highlight=False, soft_wrap=True)
+
+
+def progress_line(state: RunState, now_s: float) -> str:
+    """One line: step, reward, held-out accuracy, lag, tokens/s, queue depth, ETA."""
+    wall_s = max(1e-9, now_s - (state.training_start_s or now_s))
+    newest_eval = state.evals[max(state.evals)] if state.evals else None
+    parts = [
+        f"step {state.version}/{state.num_steps}",
+        f"reward {_number(state.reward)}",
+        f"held-out {_percent(newest_eval['greedy_accuracy'] if newest_eval else None)}",
+        f"lag {mean_lag(state):.2f}",
+        f"generated {state.num_generated_tokens / wall_s:,.0f} tok/s",
+        f"trained {state.num_trained_tokens / wall_s:,.0f} tok/s",
+        f"queue {state.replay.get('num_buffered', 0)}",
+        f"ETA {_duration(state.eta_s(now_s))}",
+    ]
+    return "  ".join(parts)
+
+
+def closing_table(state: RunState, *, wall_s: float, model_dir: str, metrics_file: str) -> Table:
+    """The figures of the whole run. `wall_s`: seconds from launch to end, start-up included."""
+    table = Table(show_header=False, title="Result", title_justify="left")
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in closing_rows(state, wall_s):
+        table.add_row(name, value)
+    table.add_row("trained model", model_dir)
+    table.add_row("metrics", metrics_file)
+    return table
+
+
+def closing_rows(state: RunState, wall_s: float) -> list[tuple[str, str]]:
+    """(name, text) of every figure in the closing table."""
+    training_s = max(1e-9, state.training_wall_s)
+    steps = f"{state.num_steps_done} (version {state.version})"
+    return [
+        *_eval_rows(state),
+        ("steps", steps),
+        ("wall time", f"{_duration(wall_s)}, of which training {_duration(state.training_wall_s)}"),
+        ("generated", f"{state.num_generated_tokens / training_s:,.0f} tokens/s"),
+        ("trained", f"{state.num_trained_tokens / training_s:,.0f} tokens/s"),
+        ("lag", _lag_histogram(state)),
+        ("busy", ", ".join(f"{role} {share:.0%}" for role, share in state.busy_share().items())),
+        ("dropped prompts", _counts(state.replay.get("drops", {}))),
+        ("failed rollouts", _counts(state.replay.get("failures", {}))),
+        ("refused groups", _counts(state.replay.get("refusals", {}))),
+        ("largest probe error", f"{state.max_probe_error:.1e} ({state.num_adoptions} adoptions)"),
+    ]
+
+
+def _eval_rows(state: RunState) -> list[tuple[str, str]]:
+    if not state.evals:
+        return [("held-out", "no held-out data in the job file")]
+    first, last = state.evals[min(state.evals)], state.evals[max(state.evals)]
+    return [
+        (
+            f"held-out {label}",
+            f"{first[key]:.1%} -> {last[key]:.1%}  ({100 * (last[key] - first[key]):+.1f} points, "
+            f"{last['num_prompts']} prompts, versions {first['version']} -> {last['version']})",
+        )
+        for label, key in (
+            ("accuracy (greedy)", "greedy_accuracy"),
+            ("reward (sampled)", "sampled_reward"),
+        )
+    ]
+
+
+def mean_lag(state: RunState) -> float:
+    groups = sum(state.lags.values())
+    return sum(lag * count for lag, count in state.lags.items()) / groups if groups else 0.0
+
+
+def _lag_histogram(state: RunState) -> str:
+    groups = sum(state.lags.values())
+    if not groups:
+        return "-"
+    shares = (f"{lag}: {count / groups:.0%}" for lag, count in sorted(state.lags.items()))
+    return f"mean {mean_lag(state):.2f} versions ({', '.join(shares)})"
+
+
+def _counts(counts: Mapping[str, Any]) -> str:
+    shown = {reason: count for reason, count in counts.items() if count}
+    return ", ".join(f"{reason} {count}" for reason, count in sorted(shown.items())) or "none"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    minutes, rest = divmod(round(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

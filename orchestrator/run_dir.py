@@ -1,0 +1,53 @@
+"""A run's directory: the resolved job, `metrics.jsonl`, and the checkpoints.
+
+    <checkpoint.dir>/<name>/
+        job.yaml          the job as resolved, presets and overrides included
+        result.json       the figures of the newest launch, written at its end
+        metrics.jsonl     every event of every role, one JSON object a line
+        checkpoints/      the commits, and `latest`
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from ruamel.yaml import YAML
+
+from slipstream.config.job import JobConfig
+
+
+class RunDir:
+    """Opened once by the launcher; the roles get its path."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metrics_file = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self._metrics = self.metrics_file.open("a", encoding="utf-8")
+
+    @classmethod
+    def open(cls, job: JobConfig, *, overwrite: bool) -> Self:
+        """Create or reopen the directory of `job`. Whether it may be is the preflight's say."""
+        path = job.run_dir.resolve()
+        if overwrite and path.exists():
+            shutil.rmtree(path)
+        path.mkdir(parents=True, exist_ok=True)
+        with (path / "job.yaml").open("w", encoding="utf-8") as file:
+            YAML().dump(job.model_dump(mode="json"), file)
+        return cls(path)
+
+    def write(self, event: Mapping[str, Any]) -> None:
+        self._metrics.write(json.dumps(event, default=float) + "\n")
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        (self.path / "result.json").write_text(json.dumps(result, indent=2, default=float) + "\n")
+
+    def close(self) -> None:
+        self._metrics.close()
+
+    def flush(self) -> None:
+        self._metrics.flush()

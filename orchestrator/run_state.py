@@ -1,0 +1,114 @@
+"""What is known of a run, folded from the roles' events. Pure: no clock, no I/O.
+
+The events and their fields are listed in `slipstream/telemetry.py`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True, kw_only=True)
+class RunState:
+    """Totals and newest figures of a run. `*_s` are seconds since the epoch unless noted."""
+
+    num_steps: int
+    start_version: int = 0
+    version: int = 0
+    reward: float | None = None  # mean of the newest batch
+    first_step_s: float | None = None  # when the first step of this launch ended
+    last_step_s: float | None = None
+    training_start_s: float | None = None  # when the roles began to work
+    num_trained_groups: int = 0
+    num_trained_tokens: int = 0
+    num_generated_tokens: int = 0
+    lags: Counter[int] = field(default_factory=Counter)  # lag -> groups
+    busy_s: dict[str, Counter[str]] = field(default_factory=dict)  # role-index -> phase -> s
+    evals: dict[int, Mapping[str, Any]] = field(default_factory=dict)  # version -> event
+    max_probe_error: float = 0.0
+    num_adoptions: int = 0
+    refusals: Counter[str] = field(default_factory=Counter)
+    checkpoint: str | None = None  # newest commit
+    replay: Mapping[str, Any] = field(default_factory=dict)  # replay's own statistics
+
+    def fold(self, event: Mapping[str, Any]) -> None:
+        """Take one event into account; unknown kinds are ignored."""
+        match event["kind"]:
+            case "step":
+                self._fold_step(event)
+            case "busy":
+                self.num_generated_tokens += event["num_tokens"]
+                self._add_busy(event)
+            case "eval":
+                self.evals[event["version"]] = event
+            case "adopted":
+                self.num_adoptions += 1
+                self.max_probe_error = max(self.max_probe_error, event.get("probe_error") or 0.0)
+            case "refused":
+                self.refusals[event["reason"]] += 1
+            case "commit":
+                self.checkpoint = event["path"]
+
+    def _fold_step(self, event: Mapping[str, Any]) -> None:
+        self.version = max(self.version, event["version"])
+        self.reward = event["reward"]
+        self.first_step_s = self.first_step_s or event["time_s"]
+        self.last_step_s = event["time_s"]
+        self.num_trained_groups += event["num_groups"]
+        self.num_trained_tokens += event["num_answer_tokens"]
+        self.lags.update({int(lag): count for lag, count in event["lags"].items()})
+        self._add_busy(event)
+
+    def _add_busy(self, event: Mapping[str, Any]) -> None:
+        role = f"{event['role']}-{event['index']}"
+        self.busy_s.setdefault(role, Counter()).update(event["seconds"])
+
+    @property
+    def training_wall_s(self) -> float:
+        """Seconds from the roles' start to the last step; 0 before the first step."""
+        if self.last_step_s is None or self.training_start_s is None:
+            return 0.0
+        return self.last_step_s - self.training_start_s
+
+    @property
+    def num_steps_done(self) -> int:
+        return self.version - self.start_version
+
+    def eta_s(self, now_s: float) -> float | None:
+        """Seconds left at the pace so far, or None before the first step."""
+        if self.training_start_s is None or self.num_steps_done == 0:
+            return None
+        pace_s = (now_s - self.training_start_s) / self.num_steps_done
+        return pace_s * (self.num_steps - self.version)
+
+    def busy_share(self) -> dict[str, float]:
+        """Role -> share of the training wall time it did not wait."""
+        wall_s = self.training_wall_s
+        if wall_s <= 0:
+            return {}
+        return {
+            role: min(1.0, sum(s for phase, s in phases.items() if phase != "wait") / wall_s)
+            for role, phases in sorted(self.busy_s.items())
+        }
+
+    def result(self, wall_s: float) -> dict[str, Any]:
+        """The figures of the whole run, for `result.json`. Rates are over `training_wall_s`."""
+        training_s = max(1e-9, self.training_wall_s)
+        return {
+            "version": self.version,
+            "steps": self.num_steps_done,
+            "trained_groups": self.num_trained_groups,
+            "wall_s": wall_s,
+            "training_wall_s": self.training_wall_s,
+            "generated_tokens_per_s": self.num_generated_tokens / training_s,
+            "trained_tokens_per_s": self.num_trained_tokens / training_s,
+            "lags": dict(sorted(self.lags.items())),
+            "busy_share": self.busy_share(),
+            "evals": [dict(self.evals[version]) for version in sorted(self.evals)],
+            "max_probe_error": self.max_probe_error,
+            "checkpoint": self.checkpoint,
+            "replay": dict(self.replay),
+        }

@@ -1,0 +1,4 @@
+"""The prompt stream, the leases, the staleness-bounded buffer and the ledger.
+
+`buffer` is the pure state machine (injected clock, no I/O); `actor` is its Ray shell.
+"""

@@ -1,0 +1,215 @@
+"""vLLM behind the Engine protocol; the only module of this package that imports vllm.
+
+The engine runs in this process (`VLLM_ENABLE_V1_MULTIPROCESSING=0`), so that a decode step
+is a function call and weights change between two of them. Written for vLLM 0.32 and 0.33.
+
+*Prefix cache.* KV blocks computed by one version must never serve a request of another:
+every request's blocks are salted with the version at which it was submitted.
+
+*In flight.* A rollout that spans versions keeps the KV cache of its earlier tokens, as
+vLLM's `pause_generation(mode="keep")` does; the log-probs recorded are those of the policy
+that really sampled.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from rollout_worker.engine import GREEDY, Generation, GenerationRequest
+from slipstream.config.job import ModelConfig, RolloutConfig
+from slipstream.errors import SlipstreamError
+from slipstream.records import FinishReason, LogProbs, TokenIds, VersionSpan
+
+_SCORE_ID = "score"
+
+
+def prepare_environment(config: RolloutConfig, cores: Sequence[int]) -> None:
+    """Set what vLLM reads when it is imported. Call it before anything imports vllm."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    if config.gpus == 0:
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.kv_cache_gib)
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores)) or "nobind"
+        os.environ["OMP_NUM_THREADS"] = str(max(1, len(cores)))
+
+
+class VllmEngine:
+    """A real vLLM engine. `max_tokens` bounds prompt plus answer."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        config: RolloutConfig,
+        *,
+        max_tokens: int,
+        eos_token_ids: Sequence[int],
+        seed: int,
+    ) -> None:
+        self._eos_token_ids = list(eos_token_ids)
+        self._version = -1
+        self._running: set[str] = set()
+        self._finished_while_scoring: list[Generation] = []
+        self._scores: LogProbs | None = None
+        self._sleeps = config.colocate and config.gpus > 0
+        self._engine = _build(model, config, max_tokens, seed, sleeps=self._sleeps)
+
+    @property
+    def version(self) -> int:
+        return self._version
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    def submit(self, request: GenerationRequest) -> None:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        params = SamplingParams(
+            temperature=request.temperature,
+            top_p=1.0 if request.temperature == GREEDY else request.top_p,
+            seed=None if request.temperature == GREEDY else request.seed,
+            max_tokens=request.max_new_tokens,
+            stop_token_ids=self._eos_token_ids,
+            logprobs=0,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        self._add(request.request_id, request.prompt_token_ids, params)
+        self._running.add(request.request_id)
+
+    def step(self) -> list[Generation]:
+        done, self._finished_while_scoring = self._finished_while_scoring, []
+        if self._engine.has_unfinished_requests():
+            done.extend(self._step_engine())
+        return done
+
+    def abort(self, request_ids: Sequence[str]) -> None:
+        known = [request_id for request_id in request_ids if request_id in self._running]
+        self._engine.abort_request(known)
+        self._running.difference_update(known)
+
+    def load(self, version: int, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
+        arrived: set[str] = set()
+        weights = _noted(tensors, arrived)
+        self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        if not arrived:
+            raise SlipstreamError(f"the weight update to version {version} held no tensors")
+        self._version = version
+        self._engine.set_weight_version(str(version))
+
+    def score(self, token_ids: TokenIds) -> LogProbs:
+        from vllm import SamplingParams
+
+        params = SamplingParams(
+            temperature=1.0, max_tokens=1, prompt_logprobs=0, detokenize=False, ignore_eos=True
+        )
+        self._scores = None
+        self._add(_SCORE_ID, token_ids, params)
+        while self._scores is None:
+            self._finished_while_scoring.extend(self._step_engine())
+        return self._scores
+
+    def sleep(self) -> None:
+        if self._sleeps:
+            self._engine.sleep(level=2)
+
+    def wake(self) -> None:
+        if self._sleeps:
+            self._engine.wake_up()
+
+    def close(self) -> None:
+        self._engine.engine_core.shutdown()
+
+    def _add(self, request_id: str, token_ids: TokenIds, params: Any) -> None:
+        prompt = {"prompt_token_ids": token_ids.tolist(), "cache_salt": f"v{self._version}"}
+        self._engine.add_request(request_id, prompt, params)
+
+    def _step_engine(self) -> list[Generation]:
+        done = []
+        for output in self._engine.step():
+            if not output.finished:
+                continue
+            if output.request_id == _SCORE_ID:
+                self._scores = _prompt_logprobs(output)
+            elif output.request_id in self._running:
+                self._running.remove(output.request_id)
+                done.append(self._generation(output))
+        return done
+
+    def _generation(self, output: Any) -> Generation:
+        answer = output.outputs[0]
+        token_ids = np.asarray(answer.token_ids, dtype=np.int32)
+        return Generation(
+            request_id=output.request_id,
+            token_ids=token_ids,
+            logprobs=_sampled_logprobs(answer),
+            spans=tuple(
+                VersionSpan(version=int(span.version), start=span.start, stop=span.end)
+                for span in answer.weight_versions
+                if span.end > span.start
+            ),
+            finish_reason=(
+                FinishReason.EOS if answer.finish_reason == "stop" else FinishReason.LENGTH
+            ),
+        )
+
+
+def _build(
+    model: ModelConfig, config: RolloutConfig, max_tokens: int, seed: int, *, sleeps: bool
+) -> Any:
+    from vllm import EngineArgs
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    on_gpu = config.gpus > 0
+    devices = {"gpu_memory_utilization": config.gpu_memory_share} if on_gpu else {}
+    return LLMEngine.from_engine_args(
+        EngineArgs(
+            model=model.path,
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
+            dtype=model.dtype,
+            seed=seed,
+            max_model_len=max_tokens,
+            max_num_seqs=config.num_slots,
+            tensor_parallel_size=config.tensor_parallel_size,
+            distributed_executor_backend="uni" if config.tensor_parallel_size == 1 else "mp",
+            logprobs_mode="processed_logprobs",
+            generation_config="vllm",
+            skip_tokenizer_init=True,
+            enable_prefix_caching=True,
+            enforce_eager=config.enforce_eager,
+            enable_sleep_mode=sleeps,
+            async_scheduling=False,
+            disable_log_stats=True,
+            **devices,
+        )
+    )
+
+
+def _noted(
+    tensors: Iterator[tuple[str, torch.Tensor]], names: set[str]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, tensor in tensors:
+        names.add(name)
+        yield name, tensor
+
+
+def _sampled_logprobs(answer: Any) -> LogProbs:
+    pairs = zip(answer.token_ids, answer.logprobs, strict=True)
+    values = np.fromiter(
+        (position[token].logprob for token, position in pairs), np.float32, len(answer.token_ids)
+    )
+    # Rounding can put a log-prob of a certain token a hair above 0.
+    return np.minimum(values, np.float32(0.0))
+
+
+def _prompt_logprobs(output: Any) -> LogProbs:
+    pairs = zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:], strict=True)
+    return np.asarray([position[token].logprob for token, position in pairs], dtype=np.float32)
