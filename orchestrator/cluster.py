@@ -1,6 +1,6 @@
 """Connects to Ray: a private local cluster, or a running one.
 
-Token authentication is always on: whoever reaches a Ray cluster can run code on it.
+Token authentication is always on; the package sets it before ray is imported.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ def connected(address: str | None, import_dirs: list[Path]) -> Iterator[Any]:
     `import_dirs` are put on the roles' import path, so that a reward function beside the
     job file is found.
     """
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
     # Ray would otherwise repeat identical lines of several actors in one line of its own.
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

@@ -8,22 +8,197 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
+from learner import checkpoint
 from learner.actor import LearnerRank, WeightBoard
 from orchestrator.placement import Placement, place
 from orchestrator.plan import Plan
 from replay.actor import ReplayActor, ReplayClient
 from rollout_worker.actor import RolloutWorkerActor
 from slipstream.config.job import JobConfig
-from slipstream.errors import DeadlineExceeded, RoleFailed
+from slipstream.errors import RoleFailed, SlipstreamError
 from slipstream.records import Prompt
 
 CALL_TIMEOUT_S = 60.0
+PLACEMENT_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 30.0
+WORKER_THREADS = 4  # run, drain, request_evaluation, stop
+RANK_THREADS = 2  # run, drain
+
+
+@dataclass(slots=True)
+class _Role:
+    """One actor, and its call to `run` once the job runs."""
+
+    name: str
+    actor: Any
+    running: Any = None
+    draining: Any = None  # a drain that has not answered yet
+
+
+@dataclass(slots=True)
+class Fleet:
+    """The running job's roles."""
+
+    job: JobConfig
+    placement: Placement
+    replay: Any
+    board: Any
+    workers: list[_Role]
+    ranks: list[_Role]
+    start_version: int = 0
+    stop_requested: str | None = None
+    _stats: Mapping[str, Any] = field(default_factory=dict)
+    _eval_prompts: tuple[Prompt, ...] = ()
+
+    @classmethod
+    @contextmanager
+    def start(cls, job: JobConfig, plan: Plan, run_dir: Path, *, resume: bool) -> Iterator[Fleet]:
+        """Construct every role, side by side, and wait until all are ready."""
+        snapshot = dict(checkpoint.newest(run_dir / "checkpoints").replay) if resume else None
+        placement = place(job, PLACEMENT_TIMEOUT_S)
+        fleet = cls(
+            job=job,
+            placement=placement,
+            replay=_actor(ReplayActor, "replay", num_cpus=0).remote(job, snapshot),
+            board=_actor(WeightBoard, "weights", num_cpus=0).remote(),
+            workers=_workers(job, plan, placement),
+            ranks=_ranks(job, plan, placement),
+        )
+        try:
+            fleet._wait_until_ready(run_dir, resume)
+            yield fleet
+        finally:
+            fleet._leave()
+
+    def run(self) -> None:
+        """Set every role to work."""
+        for role in [*self.workers, *self.ranks]:
+            role.running = role.actor.run.remote()
+
+    def learners_done(self, wait_s: float) -> bool:
+        """Wait up to `wait_s`; whether every rank has returned. Raises RoleFailed."""
+        self.raise_if_failed(wait_s)
+        running = [rank.running for rank in self.ranks]
+        return len(ray.wait(running, num_returns=len(running), timeout=0)[0]) == len(running)
+
+    def raise_if_failed(self, wait_s: float) -> None:
+        """Wait up to `wait_s` for a role to end; raise RoleFailed if one did that must not."""
+        roles = {role.running: role for role in [*self.workers, *self.ranks]}
+        ended, _ = ray.wait(list(roles), num_returns=len(roles), timeout=wait_s)
+        for reference in ended:
+            role = roles[reference]
+            _get(reference, CALL_TIMEOUT_S, role.name)
+            if role in self.workers:
+                raise RoleFailed(f"{role.name} ended before the job did")
+
+    def drain(self) -> list[Mapping[str, Any]]:
+        """The events of every role that answers now; the others' come the next time."""
+        roles = [*self.workers, *self.ranks]
+        for role in roles:
+            if role.draining is None:
+                role.draining = role.actor.drain.remote()
+        ray.wait([role.draining for role in roles], num_returns=len(roles), timeout=1.0)
+        events: list[Mapping[str, Any]] = []
+        for role in roles:
+            if ray.wait([role.draining], timeout=0)[0]:
+                # A role that died is reported by `raise_if_failed`, with its reason.
+                with suppress(RayError):
+                    events.extend(ray.get(role.draining))
+                role.draining = None
+        return sorted(events, key=lambda event: event["time_s"])
+
+    def replay_stats(self) -> Mapping[str, Any]:
+        with suppress(RayError):
+            self._stats = ray.get(self.replay.stats.remote(), timeout=CALL_TIMEOUT_S)
+        return self._stats
+
+    def request_stop(self, reason: str) -> None:
+        """The learner ends after its step; nothing new is leased."""
+        self.stop_requested = reason
+        _get(self.replay.stop.remote(reason), CALL_TIMEOUT_S, "replay")
+
+    def request_evaluation(self, version: int) -> None:
+        """Ask worker 0 to evaluate the held-out prompts."""
+        worker = self.workers[0]
+        call = worker.actor.request_evaluation.remote(version, self._eval_prompts)
+        _get(call, CALL_TIMEOUT_S, worker.name)
+
+    def _wait_until_ready(self, run_dir: Path, resume: bool) -> None:
+        rollout_s, learner_s = self.job.rollout.start_timeout_s, self.job.learner.start_timeout_s
+        self._eval_prompts = _get(self.replay.eval_prompts.remote(), rollout_s, "replay")
+        address = _get(self.ranks[0].actor.address.remote(), learner_s, self.ranks[0].name)
+        client = ReplayClient(self.replay)
+        ranks = {
+            rank.name: rank.actor.start.remote(address, client, self.board, run_dir, resume=resume)
+            for rank in self.ranks
+        }
+        workers = {
+            worker.name: worker.actor.start.remote(client, self.board) for worker in self.workers
+        }
+        versions = {_get(call, learner_s, name) for name, call in ranks.items()}
+        for name, call in workers.items():
+            _get(call, rollout_s, name)
+        assert len(versions) == 1, "ranks that start from different versions"
+        self.start_version = versions.pop()
+
+    def _leave(self) -> None:
+        """Ask the workers to close their engines, then end every actor."""
+        for worker in self.workers:
+            worker.actor.stop.remote()
+        running = [worker.running for worker in self.workers if worker.running is not None]
+        if running:
+            ray.wait(running, num_returns=len(running), timeout=STOP_TIMEOUT_S)
+        for actor in [self.replay, self.board, *(r.actor for r in [*self.workers, *self.ranks])]:
+            ray.kill(actor)
+        self.placement.remove()
+
+
+def _actor(cls: type[Any], name: str, **options: Any) -> Any:
+    return ray.remote(cls).options(name=f"{name}-{time.time_ns()}", **options)
+
+
+def _workers(job: JobConfig, plan: Plan, placement: Placement) -> list[_Role]:
+    return [
+        _Role(
+            f"rollout-{index}",
+            _actor(
+                RolloutWorkerActor, f"rollout-{index}", max_concurrency=WORKER_THREADS, **options
+            ).remote(job, index, 0, plan.worker_cores[index]),
+        )
+        for index, options in enumerate(placement.worker_options)
+    ]
+
+
+def _ranks(job: JobConfig, plan: Plan, placement: Placement) -> list[_Role]:
+    return [
+        _Role(
+            f"learner-{rank}",
+            _actor(
+                LearnerRank, f"learner-{rank}", max_concurrency=RANK_THREADS, **options
+            ).remote(job, rank, plan.rank_cores[rank]),
+        )
+        for rank, options in enumerate(placement.rank_options)
+    ]
+
+
+def _get(reference: Any, timeout_s: float, role: str) -> Any:
+    """The answer; a RoleFailed that says who failed and why instead of Ray's trace."""
+    try:
+        return ray.get(reference, timeout=timeout_s)
+    except GetTimeoutError:
+        raise RoleFailed(f"{role} did not answer within {timeout_s:.0f} s") from None
+    except RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, SlipstreamError):
+            raise RoleFailed(f"{role}: {cause}") from None
+        raise RoleFailed(f"{role} failed:\n{error}") from None
+    except RayActorError as error:
+        raise RoleFailed(f"{role} died: {error}") from None

@@ -4,34 +4,27 @@
       ▲          │ expiry, failure   │ stale
       └─ requeue ┴───────────────────┘
 
-Every method that depends on time takes `now_s`; nothing here does I/O.
+Methods whose outcome depends on time take `now_s`; nothing here does I/O.
 
-*Admission.* With B groups a batch and bound S, a lease is granted only while
-running + accepted-but-untrained groups are fewer than (S + 1) B.
-
-*Bound.* A group sampled from version w must train at a version of at most w + S, its
-deadline. With `on_stale: wait` no group ever misses it. Let c(k) be the number of
-outstanding groups (running or untrained) with a deadline of at most v + k, where v is the
-version now. Claim: at every `take`, c(k) <= (k + 1) B for all k.
-  - A batch of v is only fixed once it holds at least c(k) - k B groups of those with a
-    deadline of at most v + k, for every k; afterwards at most k B of them are left, which is
-    the claim for v + 1 and k - 1.
-  - For k = S the claim is admission itself, as nothing outstanding has a later deadline.
-So c(0) <= B: whatever is due now fits in the batch of now, and `take` waits for it if it is
-still running. Leases that were issued again carry the version of that moment.
+*Admission.* With B groups a batch and bound S, a lease is granted only while running and
+accepted-but-untrained groups are fewer than (S + 1) B; the batch under way counts as B.
+Nor more than the steps that are left can use. *Bound.* What may be in a batch, and why
+`on_stale: wait` never drops, is in `choosing`.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from replay.checks import check_group
-from replay.ledger import Ledger
-from replay.selection import Buffered, Policy, ranked
+from replay.choosing import choose
+from replay.issue import Issuer
+from replay.leases import Leases
+from replay.ledger import TRAINED, Ledger
+from replay.rules import Rules
+from replay.shelf import Buffered, Shelf
+from replay.tally import Tally
 from slipstream.records import (
     Batch,
     BatchGroup,
@@ -47,189 +40,112 @@ from slipstream.records import (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rules:
-    """What the job file says of replay."""
-
-    group_size: int
-    groups_per_batch: int
-    num_steps: int
-    max_staleness: int
-    on_stale: Literal["wait", "requeue", "drop", "clip"] = "wait"
-    select: Policy = "fifo"
-    whole_batches: bool = False
-    max_uses: int = 1
-    dynamic_sampling: bool = False
-    max_attempts: int = 3
-    lease_timeout_s: float = 600.0
-    shared_devices: bool = False
-    seed: int = 0
-
-
-@dataclass(slots=True)
-class _Worker:
-    incarnation: int
-    yielded: bool = False
-
-
-@dataclass(slots=True)
-class _Pending:
-    """How often an unfinished ordinal was issued, and how often it failed."""
-
-    attempts: int = 0
-    failures: int = 0
-
-
 class ReplayBuffer:
-    """The state machine. `prompt_at(ordinal)` is None where the prompt is too long."""
+    """The state machine. `prompt_at(ordinal)` is None where the prompt is too long.
+
+    With a `snapshot` it goes on from there: all that had no final fate is issued again first.
+    """
 
     def __init__(
         self,
         rules: Rules,
         prompt_at: Callable[[int], Prompt | None],
-        snapshot: dict[str, Any] | None = None,
+        snapshot: Mapping[str, Any] | None = None,
     ) -> None:
         self.rules = rules
-        self.version = 0
-        self.ledger = Ledger()
-        self._prompt_at = prompt_at
-        self._pending: dict[int, _Pending] = {}
-        self._requeued: list[int] = []  # a heap of ordinals
-        self._running: dict[int, Lease] = {}  # by lease id
-        self._buffered: dict[int, Buffered] = {}  # by ordinal
+        self.version = 0 if snapshot is None else int(snapshot["version"])
+        self.ledger = Ledger() if snapshot is None else Ledger.restore(snapshot["ledger"])
+        self._tally = Tally() if snapshot is None else Tally.restore(snapshot["tally"])
+        self._leases = Leases(
+            timeout_s=rules.lease_timeout_s,
+            next_id=0 if snapshot is None else int(snapshot["next_lease_id"]),
+        )
+        self._issuer = Issuer(self.ledger, self._tally, prompt_at, max_attempts=rules.max_attempts)
+        self._shelf = Shelf(max_uses=rules.max_uses, max_staleness=rules.max_staleness)
         self._batch: Batch | None = None  # fixed for `version`
         self._stop: Stop | None = None
-        self._workers: dict[str, _Worker] = {}
-        self._num_leases = 0
         self._waiting_for = "the first prompts"
-        self._refusals: Counter[str] = Counter()
-        self._failures: Counter[str] = Counter()
-        self._reissues: Counter[str] = Counter()
-        self._lags: Counter[int] = Counter()
-        self._lengths: Counter[str] = Counter()  # rollouts and tokens, generated and trained
-        if snapshot is not None:
-            self._restore(snapshot)
+        self._stop_after_last_step()
 
     # --- rollout workers ------------------------------------------------------------
 
     def lease(
         self, worker: str, incarnation: int, num_groups: int, now_s: float, *, yielded: bool = False
     ) -> LeaseReply:
-        """Up to `num_groups` prompts, issued again ones first, then the stream in order."""
+        """Up to `num_groups` prompts: those to be issued again first, then the stream in order."""
         self.expire(now_s)
-        self._register(worker, incarnation, yielded)
-        leases = []
-        if self._stop is None and incarnation == self._workers[worker].incarnation:
-            while len(leases) < num_groups and self._admits():
-                leases.append(self._grant(worker, incarnation, now_s))
+        for lease in self._leases.register(worker, incarnation, yielded=yielded):
+            self._issuer.again(lease.prompt.ordinal, "worker_replaced")
+        newest = self._leases.newest_incarnation(worker)
+        if incarnation < newest:
+            stop = Stop(reason=f"{worker} {incarnation} was replaced by incarnation {newest}")
+            return LeaseReply(leases=(), version=self.version, yield_device=False, stop=stop)
+        num_granted = 0 if self._stop else min(num_groups, self._room())
+        leases = tuple(self._grant(worker, now_s) for _ in range(num_granted))
         return LeaseReply(
-            leases=tuple(leases),
+            leases=leases,
             version=self.version,
-            yield_device=self.rules.shared_devices and not leases and self._batch_is_complete(),
+            yield_device=not leases and self._learners_turn(),
             stop=self._stop,
         )
 
     def put(self, group: Group, now_s: float) -> PutReply:
-        """Take a finished group in, or say why not. A refused prompt is issued again."""
+        """Take a finished group in, or say why not.
+
+        A group that is refused under its running lease ends it, and its prompt is issued again;
+        any other refusal changes nothing.
+        """
         self.expire(now_s)
-        lease = self._running.get(group.lease_id)
-        if lease is None:
-            return self._refuse(RefusalReason.UNKNOWN_LEASE, f"lease {group.lease_id}")
+        lease = self._leases.of(group)
+        if isinstance(lease, RefusalReason):
+            return self._refuse(group, lease, f"lease {group.lease_id} of {group.worker}")
+        del self._leases.running[lease.lease_id]
         refusal = check_group(
-            group, lease, group_size=self.rules.group_size, version=self.version
+            group, lease, group_size=self.rules.group_size, newest_version=self._newest_version()
         )
-        if refusal is not None and refusal[0] is RefusalReason.STALE_INCARNATION:
-            return self._refuse(*refusal)
-        del self._running[group.lease_id]
         if refusal is not None:
-            self._failures.update(failure.reason.value for failure in group.failures)
-            self._fail(lease.prompt.ordinal)
-            return self._refuse(*refusal)
+            self._issuer.failed(lease.prompt.ordinal)
+            return self._refuse(group, *refusal)
         self._accept(group)
         return PutReply()
 
     def expire(self, now_s: float) -> None:
-        """Issue again what was not handed in within the lease's time."""
-        for lease in [lease for lease in self._running.values() if lease.expires_at_s <= now_s]:
-            self._revoke(lease, "expired")
+        """Issue again what was not handed in within its lease's time."""
+        for lease in self._leases.expire(now_s):
+            self._issuer.again(lease.prompt.ordinal, "expired")
 
-    def _register(self, name: str, incarnation: int, yielded: bool) -> None:
-        known = self._workers.get(name)
-        if known is None or incarnation > known.incarnation:
-            self._workers[name] = _Worker(incarnation)
-            for lease in [lease for lease in self._running.values() if lease.worker == name]:
-                self._revoke(lease, "worker_replaced")
-        if incarnation == self._workers[name].incarnation:
-            self._workers[name].yielded = yielded
-
-    def _admits(self) -> bool:
-        """Whether one more group fits the staleness budget and is still of use to the job."""
-        batches_left = self.rules.num_steps - self.version
-        batches = min(self.rules.max_staleness + 1, batches_left)
-        return self._num_outstanding() < batches * self.rules.groups_per_batch
+    def _room(self) -> int:
+        """How many more leases fit the staleness budget and are of use to the steps left."""
+        if self.rules.num_sharing_workers and self._batch is not None:
+            return 0  # the devices are the learner's
+        num_batches = min(self.rules.max_staleness + 1, self.rules.num_steps - self.version)
+        return max(0, num_batches * self.rules.groups_per_batch - self._num_outstanding())
 
     def _num_outstanding(self) -> int:
-        return len(self._running) + len(self._unused())
+        """Running or accepted and not trained; a batch under way counts in full, reused or not."""
+        under_way = () if self._batch is None else self._batch.groups
+        num_reused = sum(entry.use > 1 for entry in under_way)
+        return len(self._leases.running) + self._shelf.num_unused() + num_reused
 
-    def _unused(self) -> list[Buffered]:
-        return [entry for entry in self._buffered.values() if entry.uses == 0]
+    def _grant(self, worker: str, now_s: float) -> Lease:
+        prompt, attempt = self._issuer.next()
+        return self._leases.grant(prompt, attempt, worker, self.version, now_s)
 
-    def _grant(self, worker: str, incarnation: int, now_s: float) -> Lease:
-        prompt = self._next_prompt()
-        pending = self._pending.setdefault(prompt.ordinal, _Pending())
-        lease = Lease(
-            lease_id=self._num_leases,
-            prompt=prompt,
-            attempt=pending.attempts,
-            worker=worker,
-            incarnation=incarnation,
-            min_version=self.version,
-            expires_at_s=now_s + self.rules.lease_timeout_s,
-        )
-        pending.attempts += 1
-        self._num_leases += 1
-        self._running[lease.lease_id] = lease
-        return lease
+    def _newest_version(self) -> int:
+        """Weights are published before trained() says so: a worker may be ahead by that much."""
+        return self.version + (self._batch is not None)
 
-    def _next_prompt(self) -> Prompt:
-        while True:
-            ordinal = heapq.heappop(self._requeued) if self._requeued else self.ledger.issue()
-            prompt = self._prompt_at(ordinal)
-            if prompt is not None:
-                return prompt
-            self.ledger.dropped(ordinal, DropReason.PROMPT_TOO_LONG)
-
-    def _revoke(self, lease: Lease, cause: str) -> None:
-        del self._running[lease.lease_id]
-        self._reissue(lease.prompt.ordinal, cause)
-
-    def _reissue(self, ordinal: int, cause: str) -> None:
-        self._reissues[cause] += 1
-        heapq.heappush(self._requeued, ordinal)
-
-    def _fail(self, ordinal: int) -> None:
-        pending = self._pending[ordinal]
-        pending.failures += 1
-        if pending.failures < self.rules.max_attempts:
-            self._reissue(ordinal, "failed")
-        else:
-            self._drop(ordinal, DropReason.FAILED)
-
-    def _drop(self, ordinal: int, reason: DropReason) -> None:
-        del self._pending[ordinal]
-        self.ledger.dropped(ordinal, reason)
-
-    def _refuse(self, reason: RefusalReason, detail: str) -> PutReply:
-        self._refusals[reason.value] += 1
+    def _refuse(self, group: Group, reason: RefusalReason, detail: str) -> PutReply:
+        self._tally.refused(reason, group)
         return PutReply(refused=reason, detail=detail)
 
     def _accept(self, group: Group) -> None:
-        self._count_lengths("generated", group)
-        rewards = {rollout.reward for rollout in group.rollouts}
-        if self.rules.dynamic_sampling and len(rewards) == 1:
-            self._drop(group.ordinal, DropReason.ZERO_VARIANCE)
-            return
-        self._buffered[group.ordinal] = Buffered(group)
+        self._tally.generated(group)
+        num_rewards = len({rollout.reward for rollout in group.rollouts})
+        if self.rules.dynamic_sampling and num_rewards == 1:
+            self.ledger.dropped(group.ordinal, DropReason.ZERO_VARIANCE)
+        else:
+            self._shelf.add(group)
 
     # --- learner ranks --------------------------------------------------------------
 
@@ -243,14 +159,15 @@ class ReplayBuffer:
         self.expire(now_s)
         if self._batch is not None:
             return self._batch
-        if self._stop is None and self.version >= self.rules.num_steps:
-            self._stop = Stop(reason="all steps are done")
         if self._stop is not None:
             return self._stop
         chosen = self._choose()
+        if not isinstance(chosen, Wait) and self.rules.num_sharing_workers:
+            chosen = self._leases.unyielded(self.rules.num_sharing_workers) or chosen
         if isinstance(chosen, Wait):
             self._waiting_for = chosen.reason
             return chosen
+        self._waiting_for = "the learner"
         self._batch = Batch(version=version, groups=tuple(self._batch_group(e) for e in chosen))
         return self._batch
 
@@ -259,7 +176,7 @@ class ReplayBuffer:
 
         A second call for the same version changes nothing.
         """
-        if version == self.version and self._batch is None:
+        if version == self.version:
             return
         if version != self.version + 1 or self._batch is None:
             raise ValueError(f"trained({version}) without a batch of version {version - 1}")
@@ -267,117 +184,54 @@ class ReplayBuffer:
             self._mark_trained(entry)
         self._batch = None
         self.version = version
-        for worker in self._workers.values():
-            worker.yielded = False
-        for entry in [e for e in self._buffered.values() if e.uses and self._lag(e) > self._bound]:
-            del self._buffered[entry.group.ordinal]
+        self._leases.reset_yielded()
+        self._shelf.remove_stale(version, trained=True)
+        self._stop_after_last_step()
 
     def stop(self, reason: str) -> None:
-        """No more leases, and no batch after the one that is fixed."""
+        """No more leases, and no batch after one that is fixed. The first reason stays."""
         self._stop = self._stop or Stop(reason=reason)
 
-    @property
-    def _bound(self) -> int:
-        return self.rules.max_staleness
-
-    def _lag(self, entry: Buffered) -> int:
-        return self.version - entry.group.oldest_version
-
-    def _batch_group(self, entry: Buffered) -> BatchGroup:
-        return BatchGroup(group=entry.group, lag=self._lag(entry), use=entry.uses + 1)
-
-    def _mark_trained(self, entry: BatchGroup) -> None:
-        ordinal = entry.group.ordinal
-        buffered = self._buffered[ordinal]
-        buffered.uses += 1
-        self._lags[entry.lag] += 1
-        if buffered.uses == 1:
-            self._count_lengths("trained", entry.group)
-            self.ledger.trained(ordinal)
-            del self._pending[ordinal]
-        if buffered.uses >= self.rules.max_uses:
-            del self._buffered[ordinal]
-
-    def _count_lengths(self, which: str, group: Group) -> None:
-        self._lengths[f"{which}_rollouts"] += len(group.rollouts)
-        self._lengths[f"{which}_tokens"] += sum(rollout.num_tokens for rollout in group.rollouts)
-
-    # --- choosing a batch -----------------------------------------------------------
+    def _stop_after_last_step(self) -> None:
+        if self.version >= self.rules.num_steps:
+            self.stop("all steps are done")
 
     def _choose(self) -> list[Buffered] | Wait:
-        """The batch's groups by ordinal, or what it waits for. Changes nothing if it waits,
-        but for groups that are too old under `requeue` and `drop`."""
         self._remove_stale()
-        chosen = self._whole_batch() if self.rules.whole_batches else self._selected()
-        if isinstance(chosen, Wait):
-            return chosen
-        if self.rules.shared_devices and not all(w.yielded for w in self._workers.values()):
-            return Wait(reason="the rollout workers to release the shared devices")
-        return sorted(chosen, key=lambda entry: entry.group.ordinal)
-
-    def _batch_is_complete(self) -> bool:
-        """Whether the learner has all it needs, so that the devices are better given to it."""
-        if self._batch is not None:
-            return True
-        chosen = self._whole_batch() if self.rules.whole_batches else self._selected()
-        return not isinstance(chosen, Wait)
+        return choose(
+            self._shelf.entries,
+            self._leases.running.values(),
+            self._issuer.requeued,
+            self.rules,
+            self.version,
+        )
 
     def _remove_stale(self) -> None:
+        """Unused groups past the bound; `wait` never has any, `clip` trains them."""
         if self.rules.on_stale not in ("requeue", "drop"):
             return
-        for entry in [e for e in self._unused() if self._lag(e) > self._bound]:
-            ordinal = entry.group.ordinal
-            del self._buffered[ordinal]
+        for ordinal in self._shelf.remove_stale(self.version, trained=False):
             if self.rules.on_stale == "drop":
-                self._drop(ordinal, DropReason.STALE)
+                self.ledger.dropped(ordinal, DropReason.STALE)
             else:
-                self._reissue(ordinal, "stale")
+                self._issuer.again(ordinal, "stale")
 
-    def _whole_batch(self) -> list[Buffered] | Wait:
-        """The lowest outstanding ordinals, once all of them are here."""
-        size = self.rules.groups_per_batch
-        unfinished = {lease.prompt.ordinal for lease in self._running.values()}
-        unfinished.update(self._requeued)
-        unused = {entry.group.ordinal for entry in self._unused()}
-        lowest = sorted(unfinished | unused)[:size]
-        missing = [ordinal for ordinal in lowest if ordinal in unfinished]
-        if len(lowest) < size or missing:
-            num_here = len(lowest) - len(missing)
-            return Wait(reason=f"prompts of this batch: {num_here} of {size} are here")
-        return [self._buffered[ordinal] for ordinal in lowest]
+    def _learners_turn(self) -> bool:
+        """Shared devices: the learner has all it needs, and no worker has work."""
+        if not self.rules.num_sharing_workers or self._leases.running:
+            return False
+        return self._batch is not None or not isinstance(self._choose(), Wait)
 
-    def _selected(self) -> list[Buffered] | Wait:
-        """As many of the oldest as their deadlines demand, the rest by policy."""
-        size = self.rules.groups_per_batch
-        candidates = list(self._buffered.values())
-        if len(candidates) < size or not self._unused():
-            return Wait(reason=f"groups: {len(candidates)} of {size} are here")
-        must = self._demanded_by_deadlines() if self.rules.on_stale == "wait" else []
-        if isinstance(must, Wait):
-            return must
-        taken = {entry.group.ordinal for entry in must}
-        others = [entry for entry in candidates if entry.group.ordinal not in taken]
-        # An unused group goes before a used one, so that reuse only fills what is missing.
-        best = ranked(others, self.rules.select, seed=self.rules.seed, version=self.version)
-        best.sort(key=lambda entry: entry.uses > 0)
-        return must + best[: size - len(must)]
+    def _batch_group(self, entry: Buffered) -> BatchGroup:
+        lag = self.version - entry.group.oldest_version
+        return BatchGroup(group=entry.group, lag=lag, use=entry.uses + 1)
 
-    def _demanded_by_deadlines(self) -> list[Buffered] | Wait:
-        """The fewest oldest groups that leave at most k B with a deadline of v + k, all k."""
-        size, bound = self.rules.groups_per_batch, self._bound
-        here = sorted(self._unused(), key=lambda e: (e.group.oldest_version, e.group.ordinal))
-        running = Counter(lease.min_version for lease in self._running.values())
-        num_demanded = 0
-        for ahead in range(bound + 1):
-            oldest = self.version + ahead - bound  # deadline v + ahead
-            num_here = sum(1 for entry in here if entry.group.oldest_version <= oldest)
-            num_running = sum(count for version, count in running.items() if version <= oldest)
-            demand = num_here + num_running - ahead * size
-            if demand > num_here:
-                return Wait(reason=f"{num_running} running prompts that are due by version {oldest + bound}")
-            num_demanded = max(num_demanded, demand)
-        assert num_demanded <= size, "admission bounds what is due"
-        return here[:num_demanded]
+    def _mark_trained(self, entry: BatchGroup) -> None:
+        first_use = entry.use == 1
+        self._tally.trained(entry.group, lag=entry.lag, first_use=first_use)
+        if first_use:
+            self.ledger.trained(entry.group.ordinal)
+        self._shelf.used(entry.group.ordinal)
 
     # --- what others may know -------------------------------------------------------
 
@@ -386,36 +240,25 @@ class ReplayBuffer:
         return {
             "version": self.version,
             "num_issued": self.ledger.num_issued,
-            "num_running": len(self._running),
-            "num_buffered": len(self._buffered),
-            "num_requeued": len(self._requeued),
-            "num_trained": self.ledger.counts["trained"],
+            "num_running": len(self._leases.running),
+            "num_buffered": len(self._shelf.entries),
+            "num_requeued": len(self._issuer.requeued),
+            "num_trained": self.ledger.counts[TRAINED],
+            "frontier": self.ledger.frontier,
             "drops": self.ledger.drops(),
-            "refusals": dict(self._refusals),
-            "failures": dict(self._failures),
-            "reissues": dict(self._reissues),
-            "lags": dict(sorted(self._lags.items())),
-            "lengths": dict(self._lengths),
             "waiting_for": self._waiting_for,
+            **self._tally.snapshot(),
         }
 
     def snapshot(self) -> dict[str, Any]:
-        """The ledger at this step boundary; what is pending is issued again on restore."""
+        """The ledger at this step boundary, JSON-able.
+
+        Groups themselves are not in it: what is pending is issued again, and what has trained
+        does not train once more.
+        """
         return {
             "version": self.version,
+            "next_lease_id": self._leases.next_id,
             "ledger": self.ledger.snapshot(),
-            "pending": {
-                str(ordinal): [pending.attempts, pending.failures]
-                for ordinal, pending in self._pending.items()
-            },
+            "tally": self._tally.snapshot(),
         }
-
-    def _restore(self, snapshot: dict[str, Any]) -> None:
-        self.version = snapshot["version"]
-        self.ledger = Ledger.restore(snapshot["ledger"])
-        self._pending = {
-            int(ordinal): _Pending(attempts, failures)
-            for ordinal, (attempts, failures) in snapshot["pending"].items()
-        }
-        self._requeued = self.ledger.pending()
-        heapq.heapify(self._requeued)

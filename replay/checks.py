@@ -8,58 +8,74 @@ import numpy as np
 
 from slipstream.records import Group, Lease, RefusalReason, Rollout
 
-Refusal = tuple[RefusalReason, str]
+Refusal = tuple[RefusalReason, str]  # with a detail for people
 
 
-def check_group(group: Group, lease: Lease, *, group_size: int, version: int) -> Refusal | None:
-    """Why `group`, pushed under `lease`, may not enter, or None.
+def check_group(
+    group: Group, lease: Lease, *, group_size: int, newest_version: int
+) -> Refusal | None:
+    """Why `group`, pushed under its own running `lease`, may not enter, or None.
 
-    `version` is the newest published one: no token can be from a later policy.
+    `newest_version`: no token can be from a later policy.
     """
-    if group.incarnation != lease.incarnation or group.worker != lease.worker:
-        return RefusalReason.STALE_INCARNATION, f"{group.worker} is now {lease.incarnation}"
     if group.failures:
         failure = group.failures[0]
         return RefusalReason.FAILED_ROLLOUT, f"{failure.reason.value}: {failure.detail}"
-    if (group.ordinal, group.attempt) != (lease.prompt.ordinal, lease.attempt) or (
-        not np.array_equal(group.prompt_token_ids, lease.prompt.token_ids)
-    ):
-        return RefusalReason.WRONG_PROMPT, f"the lease is for ordinal {lease.prompt.ordinal}"
+    prompt = lease.prompt
+    if (group.ordinal, group.attempt) != (prompt.ordinal, lease.attempt):
+        return (
+            RefusalReason.WRONG_PROMPT,
+            f"ordinal {group.ordinal}, attempt {group.attempt}; the lease is for ordinal "
+            f"{prompt.ordinal}, attempt {lease.attempt}",
+        )
+    if not np.array_equal(group.prompt_token_ids, prompt.token_ids):
+        return RefusalReason.WRONG_PROMPT, "the prompt's tokens differ from the lease's"
     if len(group.rollouts) != group_size:
-        return RefusalReason.WRONG_GROUP_SIZE, f"{len(group.rollouts)}, not {group_size}"
+        return RefusalReason.WRONG_GROUP_SIZE, f"{len(group.rollouts)} rollouts, not {group_size}"
     for rollout in group.rollouts:
-        if refusal := _check_rollout(rollout, lease.min_version, version):
+        refusal = _check_tokens(rollout) or _check_spans(
+            rollout, min_version=lease.min_version, newest_version=newest_version
+        )
+        if refusal:
             return refusal
     return None
 
 
-def _check_rollout(rollout: Rollout, min_version: int, version: int) -> Refusal | None:
-    num_tokens = len(rollout.token_ids)
-    if num_tokens == 0:
+def _check_tokens(rollout: Rollout) -> Refusal | None:
+    ids, logprobs = rollout.token_ids, rollout.logprobs
+    if ids.size == 0:
         return RefusalReason.EMPTY_ANSWER, "an answer has at least its end-of-sequence token"
-    if len(rollout.logprobs) != num_tokens:
+    if ids.dtype != np.int32 or logprobs.dtype != np.float32:
         return (
             RefusalReason.LENGTH_MISMATCH,
-            f"{num_tokens} tokens, {len(rollout.logprobs)} log-probs",
+            f"arrays of {ids.dtype} and {logprobs.dtype}, expected int32 and float32",
         )
-    if not bool(np.all(np.isfinite(rollout.logprobs) & (rollout.logprobs <= 0))):
-        return RefusalReason.BAD_LOGPROB, f"{rollout.logprobs.min()} to {rollout.logprobs.max()}"
+    if ids.ndim != 1 or ids.shape != logprobs.shape:
+        return RefusalReason.LENGTH_MISMATCH, f"shapes {ids.shape} and {logprobs.shape}"
+    # At most 0, exactly: an engine's log-softmax in float32 subtracts a log-sum-exp that is
+    # at least the largest logit, and so never rounds above 0. NaN fails the comparison.
+    if not bool(np.all((logprobs <= 0) & (logprobs > -math.inf))):
+        return RefusalReason.BAD_LOGPROB, f"from {logprobs.min()} to {logprobs.max()}"
     if not math.isfinite(rollout.reward):
         return RefusalReason.BAD_REWARD, str(rollout.reward)
-    return _check_spans(rollout, min_version, version)
+    return None
 
 
-def _check_spans(rollout: Rollout, min_version: int, version: int) -> Refusal | None:
-    stop, last_version = 0, min_version
+def _check_spans(rollout: Rollout, *, min_version: int, newest_version: int) -> Refusal | None:
+    stop, last_version = 0, None
     for span in rollout.spans:
         if span.start != stop or span.stop <= span.start:
-            return RefusalReason.BAD_SPANS, f"a span of [{span.start}, {span.stop}) after {stop}"
-        if not last_version <= span.version <= version:
-            return (
-                RefusalReason.UNKNOWN_VERSION,
-                f"version {span.version}, expected {last_version} to {version}",
-            )
+            return RefusalReason.BAD_SPANS, f"[{span.start}, {span.stop}) follows {stop}"
+        if last_version is not None and span.version < last_version:
+            return RefusalReason.BAD_SPANS, f"version {span.version} follows {last_version}"
         stop, last_version = span.stop, span.version
     if stop != rollout.num_tokens:
-        return RefusalReason.BAD_SPANS, f"the spans end at {stop} of {rollout.num_tokens} tokens"
+        return RefusalReason.BAD_SPANS, f"they end at {stop} of {rollout.num_tokens} tokens"
+    if rollout.oldest_version < 0 or rollout.spans[-1].version > newest_version:
+        return (
+            RefusalReason.UNKNOWN_VERSION,
+            f"{rollout.oldest_version} to {rollout.spans[-1].version}, published: {newest_version}",
+        )
+    if rollout.oldest_version < min_version:
+        return RefusalReason.OLD_VERSION, f"{rollout.oldest_version}, leased at {min_version}"
     return None

@@ -1,17 +1,28 @@
 """What became of every ordinal: trained, dropped with a reason, or pending. Exactly one.
 
-Ordinals below the *frontier* all have a final fate and are kept as counts only, so that
-memory follows what is outstanding and not the length of the run.
+Only pending ordinals are held; those with a final fate are kept as counts. So memory
+follows what is outstanding and not the length of the run, and an ordinal can neither
+vanish nor end twice: it has a final fate if and only if it was issued and is not pending.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
 
 from slipstream.records import DropReason
 
 TRAINED = "trained"
+
+
+@dataclass(slots=True)
+class Tries:
+    """How often a pending ordinal was leased, and how many of these tries failed."""
+
+    num_leased: int = 0
+    num_failed: int = 0  # expired leases and stale groups are no failure of the prompt
 
 
 class Ledger:
@@ -19,14 +30,20 @@ class Ledger:
 
     def __init__(self) -> None:
         self.num_issued = 0  # ordinals [0, num_issued) have left the stream
-        self.frontier = 0  # every ordinal below has a final fate
+        self.pending: dict[int, Tries] = {}
         self.counts: Counter[str] = Counter()  # final fate -> ordinals
-        self._final: dict[int, str] = {}  # final fates at or above the frontier
+
+    @property
+    def frontier(self) -> int:
+        """Every ordinal below has a final fate."""
+        return min(self.pending, default=self.num_issued)
 
     def issue(self) -> int:
         """The next ordinal of the stream; it is pending from now on."""
+        ordinal = self.num_issued
         self.num_issued += 1
-        return self.num_issued - 1
+        self.pending[ordinal] = Tries()
+        return ordinal
 
     def trained(self, ordinal: int) -> None:
         self._finish(ordinal, TRAINED)
@@ -34,37 +51,39 @@ class Ledger:
     def dropped(self, ordinal: int, reason: DropReason) -> None:
         self._finish(ordinal, reason.value)
 
-    def pending(self) -> list[int]:
-        """Issued ordinals without a final fate, ascending."""
-        return [o for o in range(self.frontier, self.num_issued) if o not in self._final]
-
     def drops(self) -> dict[str, int]:
         """Reason -> dropped ordinals."""
         return {fate: count for fate, count in self.counts.items() if fate != TRAINED}
 
-    def _finish(self, ordinal: int, fate: str) -> None:
-        assert self.frontier <= ordinal < self.num_issued, f"ordinal {ordinal} is not pending"
-        assert ordinal not in self._final, f"ordinal {ordinal} was finished before"
-        self._final[ordinal] = fate
-        self.counts[fate] += 1
-        while self.frontier in self._final:
-            del self._final[self.frontier]
-            self.frontier += 1
+    def check(self) -> None:
+        """Assert that every issued ordinal has exactly one fate."""
+        assert self.num_issued == len(self.pending) + self.counts.total(), "an ordinal vanished"
+        assert all(0 <= ordinal < self.num_issued for ordinal in self.pending), "never issued"
 
     def snapshot(self) -> dict[str, Any]:
         """JSON-able."""
         return {
             "num_issued": self.num_issued,
-            "frontier": self.frontier,
             "counts": dict(self.counts),
-            "final": {str(ordinal): fate for ordinal, fate in self._final.items()},
+            "pending": {
+                str(ordinal): [tries.num_leased, tries.num_failed]
+                for ordinal, tries in self.pending.items()
+            },
         }
 
     @classmethod
-    def restore(cls, snapshot: dict[str, Any]) -> Ledger:
+    def restore(cls, snapshot: Mapping[str, Any]) -> Self:
         ledger = cls()
         ledger.num_issued = snapshot["num_issued"]
-        ledger.frontier = snapshot["frontier"]
         ledger.counts = Counter(snapshot["counts"])
-        ledger._final = {int(ordinal): fate for ordinal, fate in snapshot["final"].items()}
+        ledger.pending = {
+            int(ordinal): Tries(num_leased, num_failed)
+            for ordinal, (num_leased, num_failed) in snapshot["pending"].items()
+        }
+        ledger.check()
         return ledger
+
+    def _finish(self, ordinal: int, fate: str) -> None:
+        assert ordinal in self.pending, f"ordinal {ordinal} is not pending"
+        del self.pending[ordinal]
+        self.counts[fate] += 1

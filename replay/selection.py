@@ -1,30 +1,26 @@
-"""Which of the eligible groups make the batch. Pure functions of the candidates."""
+"""Which of the eligible groups are preferred. Pure functions of the candidates."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable
 
 import numpy as np
 
+from replay.rules import Policy
+from replay.shelf import Buffered
 from slipstream.records import Group
-
-Policy = Literal["fifo", "freshest", "priority", "random"]
-
-
-@dataclass(slots=True)
-class Buffered:
-    """An accepted group and how often it has trained."""
-
-    group: Group
-    uses: int = 0
 
 
 def ranked(
-    candidates: Sequence[Buffered], policy: Policy, *, seed: int, version: int
+    candidates: Iterable[Buffered], policy: Policy, *, seed: int, version: int
 ) -> list[Buffered]:
-    """The candidates, best first; ties go to the lower ordinal."""
+    """The candidates, best first; ties go to the lower ordinal.
+
+    fifo      lowest ordinal
+    freshest  its oldest token is from the newest version
+    priority  largest spread of rewards, see `reward_spread`
+    random    a permutation that depends on seed, version and candidates alone
+    """
     in_order = sorted(candidates, key=lambda entry: entry.group.ordinal)
     match policy:
         case "fifo":
@@ -34,10 +30,10 @@ def ranked(
         case "priority":
             return sorted(in_order, key=lambda entry: -reward_spread(entry.group))
         case "random":
-            generator = np.random.default_rng([seed, version])
+            generator = np.random.Generator(np.random.PCG64([seed, version]))
             return [in_order[index] for index in generator.permutation(len(in_order))]
 
 
 def reward_spread(group: Group) -> float:
-    """Standard deviation of the group's rewards: 0 carries no group-relative signal."""
+    """Standard deviation of the group's rewards: at 0 a group-relative advantage vanishes."""
     return float(np.std([rollout.reward for rollout in group.rollouts]))

@@ -273,7 +273,7 @@ class JobConfig(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     mode: Mode
-    seed: int = 0
+    seed: NonNegativeInt = 0
     model: ModelConfig
     data: DataConfig
     reward: RewardConfig

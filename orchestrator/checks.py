@@ -1,0 +1,2 @@
+from slipstream.errors import Problem
+def fits(plan, available): return []

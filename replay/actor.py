@@ -1,0 +1,140 @@
+"""The process shell of replay: data, tokenizer and clock around the state machine.
+
+    worker ── lease, put ──▶ ReplayActor ◀── take, trained, snapshot ── learner rank
+                                 ▲ stop, stats, eval_prompts ── orchestrator
+
+One thread answers all calls in turn, each in micro- to milliseconds, so that the state machine
+needs no lock. `ReplayActor` is a plain class; the orchestrator makes a Ray actor of it and
+gives roles a `ReplayClient` of its handle.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from replay.buffer import ReplayBuffer
+from replay.render import Tokenizer, renderer
+from replay.rules import Rules
+from replay.sources import Items, open_source
+from replay.stream import PromptStream
+from slipstream.config.job import DataSource, JobConfig, ModelConfig
+from slipstream.records import Batch, Group, LeaseReply, Prompt, PutReply, Stop, Wait
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
+
+class ReplayActor:
+    """Owns the groups it has accepted; see `replay.buffer` for what each call means."""
+
+    def __init__(self, job: JobConfig, snapshot: Mapping[str, Any] | None = None) -> None:
+        self._job = job
+        self._tokenizer = load_tokenizer(job.model)
+        items = open_source(job.data.train)
+        train = self._stream(job.data.train, items, shuffle=job.data.shuffle)
+        self._buffer = ReplayBuffer(Rules.of(job), train.prompt, snapshot)
+
+    def __repr__(self) -> str:
+        return f"replay v{self._buffer.version}"
+
+    def lease(self, worker: str, incarnation: int, num_groups: int, *, yielded: bool) -> LeaseReply:
+        now_s = time.monotonic()
+        return self._buffer.lease(worker, incarnation, num_groups, now_s, yielded=yielded)
+
+    def put(self, group: Group) -> PutReply:
+        return self._buffer.put(_owned(group), time.monotonic())
+
+    def take(self, version: int) -> Batch | Wait | Stop:
+        return self._buffer.take(version, time.monotonic())
+
+    def trained(self, version: int) -> None:
+        self._buffer.trained(version)
+
+    def stop(self, reason: str) -> None:
+        self._buffer.stop(reason)
+
+    def stats(self) -> dict[str, Any]:
+        self._buffer.expire(time.monotonic())
+        return self._buffer.stats()
+
+    def snapshot(self) -> dict[str, Any]:
+        return self._buffer.snapshot()
+
+    def eval_prompts(self) -> list[Prompt]:
+        """The first `eval_num_prompts` items of data.eval, in order, without over-long ones."""
+        if self._job.data.eval is None:
+            return []
+        items = open_source(self._job.data.eval)
+        stream = self._stream(self._job.data.eval, items, shuffle=False)
+        ordinals = range(min(len(items), self._job.data.eval_num_prompts))
+        return [prompt for ordinal in ordinals if (prompt := stream.prompt(ordinal))]
+
+    def _stream(self, source: DataSource, items: Items, *, shuffle: bool) -> PromptStream:
+        return PromptStream(
+            items,
+            renderer(source, self._tokenizer),
+            seed=self._job.seed,
+            shuffle=shuffle,
+            max_prompt_tokens=self._job.data.max_prompt_tokens,
+        )
+
+
+class ReplayClient:
+    """Replay as its callers see it: ReplayForWorkers and ReplayForLearners over an actor."""
+
+    def __init__(self, actor: ActorHandle[Any]) -> None:
+        self._actor = actor
+
+    def lease(
+        self, worker: str, incarnation: int, num_groups: int, *, yielded: bool
+    ) -> Future[LeaseReply]:
+        return _future(self._actor.lease.remote(worker, incarnation, num_groups, yielded=yielded))
+
+    def put(self, group: Group) -> Future[PutReply]:
+        return _future(self._actor.put.remote(group))
+
+    def take(self, version: int) -> Future[Batch | Wait | Stop]:
+        return _future(self._actor.take.remote(version))
+
+    def trained(self, version: int) -> Future[None]:
+        return _future(self._actor.trained.remote(version))
+
+    def snapshot(self) -> Future[Mapping[str, Any]]:
+        return _future(self._actor.snapshot.remote())
+
+
+def load_tokenizer(model: ModelConfig) -> Tokenizer:
+    """The tokenizer of the job, with the chat template that the job file names."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(
+        model.tokenizer or model.path,
+        revision=None if model.tokenizer else model.revision,
+        trust_remote_code=model.trust_remote_code,
+    )
+    if model.chat_template is not None:
+        tokenizer.chat_template = model.chat_template.read_text(encoding="utf-8")
+    return cast(Tokenizer, tokenizer)
+
+
+def _owned(group: Group) -> Group:
+    """A copy: arrays that arrive over Ray can be views of memory that goes with its worker."""
+    return replace(
+        group,
+        prompt_token_ids=np.array(group.prompt_token_ids),
+        rollouts=tuple(
+            replace(r, token_ids=np.array(r.token_ids), logprobs=np.array(r.logprobs))
+            for r in group.rollouts
+        ),
+    )
+
+
+def _future(reference: Any) -> Future[Any]:
+    future: Future[Any] = reference.future()
+    return future

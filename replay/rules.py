@@ -1,0 +1,56 @@
+"""What the job file says of replay, as plain values of one record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from slipstream.config.job import JobConfig
+
+OnStale = Literal["wait", "requeue", "drop", "clip"]
+Policy = Literal["fifo", "freshest", "priority", "random"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """The settings that the state machine follows; see `slipstream.config.job`."""
+
+    group_size: int  # G, rollouts of one prompt
+    groups_per_batch: int  # B, groups of one learner step
+    num_steps: int  # the version at which the job is over
+    max_staleness: int  # S, bound on lag, in policy versions
+    on_stale: OnStale = "wait"
+    select: Policy = "fifo"
+    whole_batches: bool = False
+    max_uses: int = 1
+    dynamic_sampling: bool = False
+    max_attempts: int = 3  # failed ones of one prompt, before it is dropped
+    lease_timeout_s: float = 600.0
+    num_sharing_workers: int = 0  # workers on the learner's devices, in turns; 0: none
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.dynamic_sampling and self.group_size == 1:
+            raise ValueError(
+                "replay.dynamic_sampling drops groups whose rewards are all equal, which a group "
+                "of one always is; set rollout.group_size above 1"
+            )
+
+    @classmethod
+    def of(cls, job: JobConfig) -> Self:
+        replay = job.replay
+        return cls(
+            group_size=job.rollout.group_size,
+            groups_per_batch=job.learner.groups_per_batch,
+            num_steps=job.learner.num_steps,
+            max_staleness=replay.max_staleness,
+            on_stale=replay.on_stale,
+            select=replay.select,
+            whole_batches=replay.whole_batches,
+            max_uses=replay.max_uses,
+            dynamic_sampling=replay.dynamic_sampling,
+            max_attempts=replay.max_attempts,
+            lease_timeout_s=replay.lease_timeout_s,
+            num_sharing_workers=job.rollout.num_workers if job.rollout.colocate else 0,
+            seed=job.seed,
+        )

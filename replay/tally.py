@@ -1,0 +1,62 @@
+"""Counts for people and metrics: what was refused, issued again, generated and trained.
+
+Mean length of trained against generated rollouts shows whether long answers get lost.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from slipstream.records import Group, RefusalReason
+
+
+@dataclass(slots=True)
+class Tally:
+    """Totals since the job began, also over a resume."""
+
+    refusals: Counter[str] = field(default_factory=Counter)  # RefusalReason -> groups
+    failures: Counter[str] = field(default_factory=Counter)  # FailureReason -> rollouts
+    reissues: Counter[str] = field(default_factory=Counter)  # cause -> prompts
+    lags: Counter[int] = field(default_factory=Counter)  # lag -> groups trained, each use counts
+    lengths: Counter[str] = field(default_factory=Counter)  # see `generated`, `trained`
+
+    def refused(self, reason: RefusalReason, group: Group) -> None:
+        self.refusals[reason.value] += 1
+        if reason is RefusalReason.FAILED_ROLLOUT:
+            self.failures.update(failure.reason.value for failure in group.failures)
+
+    def generated(self, group: Group) -> None:
+        """An accepted group, whatever becomes of it."""
+        self._add_lengths("generated", group)
+
+    def trained(self, group: Group, *, lag: int, first_use: bool) -> None:
+        self.lags[lag] += 1
+        if first_use:
+            self._add_lengths("trained", group)
+
+    def snapshot(self) -> dict[str, Any]:
+        """JSON-able; also the form in which it is reported."""
+        return {
+            "refusals": dict(self.refusals),
+            "failures": dict(self.failures),
+            "reissues": dict(self.reissues),
+            "lags": {str(lag): count for lag, count in sorted(self.lags.items())},
+            "lengths": dict(self.lengths),
+        }
+
+    @classmethod
+    def restore(cls, snapshot: Mapping[str, Any]) -> Self:
+        return cls(
+            refusals=Counter(snapshot["refusals"]),
+            failures=Counter(snapshot["failures"]),
+            reissues=Counter(snapshot["reissues"]),
+            lags=Counter({int(lag): count for lag, count in snapshot["lags"].items()}),
+            lengths=Counter(snapshot["lengths"]),
+        )
+
+    def _add_lengths(self, which: str, group: Group) -> None:
+        self.lengths[f"{which}_rollouts"] += len(group.rollouts)
+        self.lengths[f"{which}_tokens"] += sum(rollout.num_tokens for rollout in group.rollouts)

@@ -1,0 +1,73 @@
+"""The Ray shell of a rollout worker.
+
+vLLM is imported in the actor's own process, after its environment is set.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import ray
+
+from slipstream.affinity import bind_process
+from slipstream.config.job import JobConfig
+from slipstream.protocols import ReplayForWorkers
+from slipstream.records import Prompt, WeightUpdate
+from slipstream.telemetry import EventLog
+
+
+class RolloutWorkerActor:
+    """`start`, then `run`, which is the loop; the other methods answer beside it."""
+
+    def __init__(self, job: JobConfig, index: int, incarnation: int, cores: Sequence[int]) -> None:
+        bind_process(cores)
+        self._job = job
+        self._name = f"rollout-{index}"
+        self._incarnation = incarnation
+        self._cores = cores
+        self._stopping = threading.Event()
+        self._events = EventLog("rollout", index)
+        self._worker: Any = None
+
+    def start(self, replay: ReplayForWorkers, board: Any) -> None:
+        """Start the engine and the scoring processes."""
+        from rollout_worker.build import build_worker
+
+        timeout_s = self._job.weights.timeout_s
+
+        def wait_newer(version: int) -> Future[WeightUpdate | None]:
+            return board.wait_newer.remote(version).future()  # type: ignore[no-any-return]
+
+        self._worker = build_worker(
+            self._job,
+            self._name,
+            self._incarnation,
+            self._cores,
+            replay=replay,
+            wait_newer=wait_newer,
+            get=lambda reference: ray.get(reference, timeout=timeout_s),
+            events=self._events,
+        )
+
+    def run(self) -> None:
+        """Roll out until `stop`."""
+        try:
+            self._worker.run(self._stopping)
+        finally:
+            self._worker.close()
+
+    def request_evaluation(self, version: int, prompts: tuple[Prompt, ...]) -> None:
+        """Evaluate held-out prompts once the engine holds `version`."""
+        self._worker.request_evaluation(version, prompts)
+
+    def drain(self) -> Sequence[Mapping[str, Any]]:
+        return self._events.drain()
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    def __repr__(self) -> str:
+        return f"{self._name} v{self._worker.version if self._worker else '-'}"

@@ -1,0 +1,53 @@
+"""Puts a rollout worker together from the job file: engine, scoring processes, loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from rollout_worker.receiver import ObjectStoreReceiver
+from rollout_worker.reward_pool import RewardPool
+from rollout_worker.vllm_engine import VllmEngine, prepare_environment
+from rollout_worker.worker import RolloutWorker
+from slipstream.config.job import JobConfig
+from slipstream.protocols import ReplayForWorkers
+from slipstream.records import WeightUpdate
+from slipstream.telemetry import EventLog
+from slipstream.text import decoder, eos_token_ids, load_tokenizer
+
+
+def build_worker(
+    job: JobConfig,
+    name: str,
+    incarnation: int,
+    cores: Sequence[int],
+    *,
+    replay: ReplayForWorkers,
+    wait_newer: Callable[[int], Future[WeightUpdate | None]],
+    get: Callable[[Any], Any],
+    events: EventLog,
+) -> RolloutWorker:
+    """A worker whose engine runs on `cores`, or on its GPUs where that is empty."""
+    rewards = RewardPool(job.reward)
+    rewards.start()
+    prepare_environment(job.rollout, cores)
+    tokenizer = load_tokenizer(job.model)
+    engine = VllmEngine(
+        job.model,
+        job.rollout,
+        max_tokens=job.data.max_prompt_tokens + job.rollout.max_new_tokens,
+        eos_token_ids=eos_token_ids(job.model, tokenizer),
+        seed=job.seed,
+    )
+    return RolloutWorker(
+        job,
+        name,
+        incarnation,
+        engine=engine,
+        replay=replay,
+        receiver=ObjectStoreReceiver(wait_newer, get),
+        rewards=rewards,
+        decode=decoder(tokenizer),
+        events=events,
+    )

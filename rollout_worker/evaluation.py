@@ -1,0 +1,130 @@
+"""Held-out evaluation on the worker's own engine, beside the training rollouts.
+
+Every prompt is answered once greedily and once sampled (temperature 1, seeded). The worker
+adopts no version while an evaluation runs, so all of its answers are of one policy.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from rollout_worker.engine import GREEDY, Engine, Generation, GenerationRequest
+from rollout_worker.reward_pool import RewardPool, Score
+from slipstream.config.job import JobConfig
+from slipstream.records import Prompt, RolloutFailure
+from slipstream.telemetry import EventLog
+from slipstream.text import Decode
+
+PREFIX = "eval"
+SAMPLED = 1.0  # the temperature of the second answer
+RIGHT = 1.0  # a reward of at least this counts as a right answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """Answer `prompts` with `version`, or with the newest where that one is gone."""
+
+    version: int
+    prompts: tuple[Prompt, ...]
+
+
+@dataclass(slots=True)
+class _Running:
+    evaluation: Evaluation
+    start_s: float
+    missing: int
+    calls: dict[float, list[Future[list[Score]]]] = field(
+        default_factory=lambda: {GREEDY: [], SAMPLED: []}
+    )
+
+
+class Evaluator:
+    """One evaluation at a time, in the order asked for."""
+
+    def __init__(
+        self,
+        job: JobConfig,
+        engine: Engine,
+        rewards: RewardPool,
+        decode: Decode,
+        events: EventLog,
+    ) -> None:
+        self._job = job
+        self._engine = engine
+        self._rewards = rewards
+        self._decode = decode
+        self._events = events
+        self._requested: list[Evaluation] = []
+        self._running: _Running | None = None
+
+    @property
+    def running(self) -> bool:
+        return self._running is not None
+
+    @property
+    def due(self) -> bool:
+        """Whether an evaluation waits for nothing but its turn."""
+        return bool(self._requested) and self._requested[0].version <= self._engine.version
+
+    def request(self, evaluation: Evaluation) -> None:
+        self._requested.append(evaluation)
+
+    def start_if_due(self) -> None:
+        if self._running is not None or not self.due:
+            return
+        evaluation = self._requested.pop(0)
+        self._running = _Running(evaluation, time.perf_counter(), 2 * len(evaluation.prompts))
+        for place, prompt in enumerate(evaluation.prompts):
+            for temperature in (GREEDY, SAMPLED):
+                self._engine.submit(self._request(prompt, place, temperature))
+
+    def take(self, generation: Generation) -> bool:
+        """Whether the generation was an evaluation's; it is then being scored."""
+        if not generation.request_id.startswith(PREFIX):
+            return False
+        assert self._running is not None
+        _, place, temperature = generation.request_id.split("/")
+        prompt = self._running.evaluation.prompts[int(place)]
+        answer = self._decode(generation.token_ids)
+        call = self._rewards.score(prompt.text, [answer], prompt.item)
+        self._running.calls[float(temperature)].append(call)
+        self._running.missing -= 1
+        return True
+
+    def finish_if_scored(self) -> None:
+        running = self._running
+        if running is None or running.missing:
+            return
+        if not all(call.done() for calls in running.calls.values() for call in calls):
+            return
+        greedy, sampled = (_rewards(running.calls[kind]) for kind in (GREEDY, SAMPLED))
+        num_prompts = len(running.evaluation.prompts)
+        self._events.emit(
+            "eval",
+            version=self._engine.version,
+            num_prompts=num_prompts,
+            num_failures=2 * num_prompts - len(greedy) - len(sampled),
+            greedy_accuracy=sum(reward >= RIGHT for reward in greedy) / max(1, len(greedy)),
+            greedy_reward=sum(greedy) / max(1, len(greedy)),
+            sampled_reward=sum(sampled) / max(1, len(sampled)),
+            seconds=time.perf_counter() - running.start_s,
+        )
+        self._running = None
+
+    def _request(self, prompt: Prompt, place: int, temperature: float) -> GenerationRequest:
+        return GenerationRequest(
+            request_id=f"{PREFIX}/{place}/{temperature}",
+            prompt_token_ids=prompt.token_ids,
+            max_new_tokens=self._job.rollout.max_new_tokens,
+            temperature=temperature,
+            top_p=1.0,
+            seed=self._job.seed + place,
+        )
+
+
+def _rewards(calls: Sequence[Future[list[Score]]]) -> list[float]:
+    scores = [call.result()[0] for call in calls]
+    return [score for score in scores if not isinstance(score, RolloutFailure)]

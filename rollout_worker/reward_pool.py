@@ -1,0 +1,132 @@
+"""Scores answers in processes of their own, with a time limit that kills.
+
+A group is one call. Where that call runs out of time or takes its process with it, each
+answer is scored again alone, so that one bad answer costs only itself its reward. Nothing
+that goes wrong becomes a number.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from functools import cache
+from typing import Any
+
+from pebble import ProcessExpired, ProcessPool
+
+from rollout_worker.rewards import build_reward
+from slipstream.config.job import RewardConfig
+from slipstream.errors import SlipstreamError
+from slipstream.protocols import Reward
+from slipstream.records import FailureReason, RolloutFailure
+
+Score = float | RolloutFailure
+START_TIMEOUT_S = 120.0
+
+
+class RewardPool:
+    """`config.num_processes` scoring processes."""
+
+    def __init__(self, config: RewardConfig) -> None:
+        self._config = config
+        self._pool = ProcessPool(
+            max_workers=config.num_processes, context=multiprocessing.get_context("spawn")
+        )
+
+    def start(self) -> None:
+        """Import the reward in a scoring process; raises SlipstreamError where that fails."""
+        call = self._pool.schedule(_prepare, args=[self._config], timeout=START_TIMEOUT_S)
+        if problem := call.result():
+            raise SlipstreamError(problem)
+
+    def score(
+        self, prompt: str, answers: Sequence[str], item: Mapping[str, Any]
+    ) -> Future[list[Score]]:
+        """One score an answer, in order. The future never raises."""
+        scores: Future[list[Score]] = Future()
+        call = self._pool.schedule(
+            _score, args=[self._config, prompt, list(answers), item], timeout=self._config.timeout_s
+        )
+
+        def on_done(done: Any) -> None:
+            try:
+                scores.set_result(done.result())
+            except Exception as error:  # typed below, whatever it is
+                if len(answers) == 1:
+                    scores.set_result([_failure(error, self._config.timeout_s)])
+                else:
+                    self._score_singly(prompt, answers, item, scores)
+
+        call.add_done_callback(on_done)
+        return scores
+
+    def close(self) -> None:
+        """Kill the processes and wait for them."""
+        self._pool.stop()
+        self._pool.join()
+
+    def _score_singly(
+        self,
+        prompt: str,
+        answers: Sequence[str],
+        item: Mapping[str, Any],
+        scores: Future[list[Score]],
+    ) -> None:
+        singles = [self.score(prompt, [answer], item) for answer in answers]
+
+        def on_done(_: Any) -> None:
+            if all(single.done() for single in singles) and scores.set_running_or_notify_cancel():
+                scores.set_result([single.result()[0] for single in singles])
+
+        # One callback at a time: pebble runs them all in the pool's one message thread.
+        for single in singles:
+            single.add_done_callback(on_done)
+
+
+def _failure(error: Exception, timeout_s: float) -> RolloutFailure:
+    if isinstance(error, FutureTimeoutError):
+        return RolloutFailure(
+            reason=FailureReason.REWARD_TIMEOUT, detail=f"no reward within {timeout_s} s"
+        )
+    detail = f"{type(error).__name__}: {error}"
+    if isinstance(error, ProcessExpired):
+        detail = f"the scoring process died with exit code {error.exitcode}"
+    return RolloutFailure(reason=FailureReason.REWARD_ERROR, detail=detail)
+
+
+# --- in the scoring process -------------------------------------------------------
+
+
+@cache
+def _reward(config_json: str, kind: type[Any]) -> Reward:
+    return build_reward(kind.model_validate_json(config_json))
+
+
+def _prepare(config: RewardConfig) -> str | None:
+    try:
+        _reward(config.model_dump_json(), type(config))
+    except SlipstreamError as error:
+        return str(error)
+    return None
+
+
+def _score(
+    config: RewardConfig, prompt: str, answers: list[str], item: Mapping[str, Any]
+) -> list[Score]:
+    reward = _reward(config.model_dump_json(), type(config))
+    return [_score_one(reward, prompt, answer, item) for answer in answers]
+
+
+def _score_one(reward: Reward, prompt: str, answer: str, item: Mapping[str, Any]) -> Score:
+    try:
+        value = float(reward(prompt, answer, item))
+    except Exception as error:  # the user's code may raise anything
+        return RolloutFailure(
+            reason=FailureReason.REWARD_ERROR, detail=f"{type(error).__name__}: {error}"
+        )
+    if not math.isfinite(value):
+        return RolloutFailure(reason=FailureReason.REWARD_NOT_FINITE, detail=str(value))
+    return value

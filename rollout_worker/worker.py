@@ -1,0 +1,342 @@
+"""The rollout worker's loop. Knows neither Ray nor vLLM.
+
+    consumes   leases (one call to replay under way at a time), new policy versions
+    makes      groups: G rollouts, each scored, handed to replay
+    waits for  nothing while anything decodes; a few milliseconds where there is no work
+
+    each turn:  adopt a newer version ─▶ ask for prompts ─▶ one decode step
+                ─▶ score what finished ─▶ hand over what is scored
+
+Slots are filled as they come free; a new version is adopted between two decode steps, and
+what is in flight goes on under it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from rollout_worker.engine import Engine, Generation, GenerationRequest
+from rollout_worker.evaluation import Evaluation, Evaluator
+from rollout_worker.reward_pool import RewardPool, Score
+from slipstream.config.job import JobConfig
+from slipstream.errors import DeadlineExceeded, ProbeMismatch
+from slipstream.protocols import ReplayForWorkers, WeightReceiver
+from slipstream.records import (
+    Group,
+    Lease,
+    LeaseReply,
+    Prompt,
+    PutReply,
+    Rollout,
+    RolloutFailure,
+    WeightUpdate,
+)
+from slipstream.telemetry import Busy, EventLog
+from slipstream.text import Decode
+
+IDLE_S = 0.003
+REPORT_EVERY_S = 1.0
+
+
+@dataclass(slots=True)
+class _OpenGroup:
+    """A leased prompt whose rollouts are under way."""
+
+    lease: Lease
+    finished: dict[int, Generation] = field(default_factory=dict)  # by place in the group
+    scores: Future[list[Score]] | None = None
+
+
+@dataclass(slots=True)
+class _Call:
+    """A call to replay that is under way, and when it must have been answered."""
+
+    future: Future[LeaseReply] | Future[PutReply]
+    deadline_s: float
+    ordinal: int | None = None
+
+
+class RolloutWorker:
+    """One engine's worth of rollouts. `turn` is one pass of the loop above."""
+
+    def __init__(
+        self,
+        job: JobConfig,
+        name: str,
+        incarnation: int,
+        *,
+        engine: Engine,
+        replay: ReplayForWorkers,
+        receiver: WeightReceiver,
+        rewards: RewardPool,
+        decode: Decode,
+        events: EventLog,
+    ) -> None:
+        self._job = job
+        self._name = name
+        self._incarnation = incarnation
+        self._engine = engine
+        self._replay = replay
+        self._receiver = receiver
+        self._rewards = rewards
+        self._decode = decode
+        self._events = events
+        self._busy = Busy()
+        self._open: dict[int, _OpenGroup] = {}  # by lease id
+        self._held: deque[Lease] = deque()  # wait for their version
+        self._lease_call: _Call | None = None
+        self._put_calls: deque[_Call] = deque()
+        self._yielded = False
+        self._next_ask_s = 0.0
+        self._num_tokens = 0
+        self._reported_s = time.monotonic()
+        self._evaluator = Evaluator(job, engine, rewards, decode, events)
+
+    @property
+    def version(self) -> int:
+        return self._engine.version
+
+    def run(self, stopping: threading.Event) -> None:
+        """Turn until `stopping` is set. Raises what cannot be survived."""
+        while not stopping.is_set():
+            if not self.turn():
+                with self._busy.phase("wait"):
+                    time.sleep(IDLE_S)
+            self._report()
+
+    def turn(self) -> bool:
+        """One pass; returns whether anything was decoded or adopted."""
+        adopted = self._adopt_newer()
+        self._take_leases()
+        self._start_held()
+        self._evaluator.start_if_due()
+        decoded = self._decode_step()
+        self._evaluator.finish_if_scored()
+        self._hand_over_scored()
+        self._check_puts()
+        return adopted or decoded
+
+    def request_evaluation(self, version: int, prompts: Sequence[Prompt]) -> None:
+        """Evaluate held-out prompts once the engine holds `version`."""
+        self._evaluator.request(Evaluation(version=version, prompts=tuple(prompts)))
+
+    def close(self) -> None:
+        """End the scoring processes and the engine."""
+        self._rewards.close()
+        self._engine.close()
+
+    # --- weights ----------------------------------------------------------------------
+
+    def _adopt_newer(self) -> bool:
+        if self._evaluator.running:
+            return False  # an evaluation is of one version
+        update = self._receiver.poll(self._engine.version)
+        if update is None:
+            return False
+        if self._yielded:
+            self._engine.wake()
+        with self._busy.phase("adopt"):
+            start_s = time.perf_counter()
+            self._engine.load(update.version, self._receiver.tensors(update))
+            load_s = time.perf_counter() - start_s
+            probe_error = self._probe(update)
+        self._events.emit(
+            "adopted",
+            version=update.version,
+            load_s=load_s,
+            since_published_s=time.time() - update.published_at_s,
+            probe_error=probe_error,
+        )
+        return True
+
+    def _probe(self, update: WeightUpdate) -> float | None:
+        """Largest difference between engine and learner on the probe's tokens."""
+        if update.probe is None:
+            return None
+        logprobs = self._engine.score(update.probe.token_ids)
+        error = float(abs(logprobs - update.probe.logprobs).max())
+        limit = self._job.weights.max_probe_error
+        if not error <= limit:
+            raise ProbeMismatch(
+                f"{self._name}: after the update to version {update.version} the engine's "
+                f"log-probs differ from the learner's by {error:.2e}, more than "
+                f"weights.max_probe_error ({limit:.0e}). The weights did not arrive as sent; "
+                f"with bfloat16 differences up to 0.2 are normal"
+            )
+        return error
+
+    # --- leases -----------------------------------------------------------------------
+
+    def _take_leases(self) -> None:
+        if self._lease_call is not None:
+            reply = self._answer(self._lease_call, "lease")
+            if isinstance(reply, LeaseReply):
+                self._lease_call = None
+                self._on_leases(reply)
+            return
+        num_free = self._num_free_groups()
+        if num_free <= 0 or time.monotonic() < self._next_ask_s:
+            return
+        future = self._replay.lease(
+            self._name, self._incarnation, num_free, yielded=self._yielded
+        )
+        self._lease_call = _Call(future, self._deadline_s())
+
+    def _on_leases(self, reply: LeaseReply) -> None:
+        self._held.extend(reply.leases)
+        if reply.leases:
+            self._yielded = False
+        else:
+            self._next_ask_s = time.monotonic() + IDLE_S
+        if reply.yield_device and not self._yielded and self._is_idle():
+            self._engine.sleep()
+            self._yielded = True
+        if reply.stop is not None:
+            self._abandon()
+
+    def _num_free_groups(self) -> int:
+        slots = self._job.rollout.num_slots - self._engine.num_running
+        size = self._job.rollout.group_size
+        return slots // size - len(self._held)
+
+    def _is_idle(self) -> bool:
+        return not (self._open or self._held or self._put_calls or self._evaluator.running)
+
+    def _start_held(self) -> None:
+        """Start every leased prompt whose version the engine holds."""
+        while self._held and self._held[0].min_version <= self._engine.version:
+            lease = self._held.popleft()
+            self._open[lease.lease_id] = _OpenGroup(lease)
+            for place in range(self._job.rollout.group_size):
+                self._engine.submit(self._request(lease, place))
+
+    def _request(self, lease: Lease, place: int) -> GenerationRequest:
+        rollout = self._job.rollout
+        return GenerationRequest(
+            request_id=f"{lease.lease_id}/{place}",
+            prompt_token_ids=lease.prompt.token_ids,
+            max_new_tokens=rollout.max_new_tokens,
+            temperature=rollout.temperature,
+            top_p=rollout.top_p,
+            seed=rollout_seed(self._job.seed, lease.prompt.ordinal, lease.attempt, place),
+        )
+
+    def _abandon(self) -> None:
+        """The job is over: forget what is in flight."""
+        size = self._job.rollout.group_size
+        self._engine.abort([f"{lease}/{place}" for lease in self._open for place in range(size)])
+        self._open.clear()
+        self._held.clear()
+        self._next_ask_s = time.monotonic() + REPORT_EVERY_S
+
+    # --- rollouts ---------------------------------------------------------------------
+
+    def _decode_step(self) -> bool:
+        if self._engine.num_running == 0:
+            return False
+        with self._busy.phase("generate"):
+            generations = self._engine.step()
+        for generation in generations:
+            self._num_tokens += len(generation.token_ids)
+            if not self._evaluator.take(generation):
+                self._on_generation(generation)
+        return True
+
+    def _on_generation(self, generation: Generation) -> None:
+        lease_id, place = (int(part) for part in generation.request_id.split("/"))
+        group = self._open.get(lease_id)
+        if group is None:
+            return  # abandoned
+        group.finished[place] = generation
+        if len(group.finished) == self._job.rollout.group_size:
+            answers = [self._decode(group.finished[i].token_ids) for i in sorted(group.finished)]
+            prompt = group.lease.prompt
+            group.scores = self._rewards.score(prompt.text, answers, prompt.item)
+
+    def _hand_over_scored(self) -> None:
+        scored = [g for g in self._open.values() if g.scores is not None and g.scores.done()]
+        for group in scored:
+            del self._open[group.lease.lease_id]
+            future = self._replay.put(self._to_record(group))
+            ordinal = group.lease.prompt.ordinal
+            self._put_calls.append(_Call(future, self._deadline_s(), ordinal))
+
+    def _to_record(self, group: _OpenGroup) -> Group:
+        assert group.scores is not None
+        generations = [group.finished[place] for place in sorted(group.finished)]
+        scores = group.scores.result()
+        return Group(
+            lease_id=group.lease.lease_id,
+            worker=self._name,
+            incarnation=self._incarnation,
+            ordinal=group.lease.prompt.ordinal,
+            attempt=group.lease.attempt,
+            prompt_token_ids=group.lease.prompt.token_ids,
+            rollouts=tuple(
+                self._rollout(generation, score)
+                for generation, score in zip(generations, scores, strict=True)
+                if not isinstance(score, RolloutFailure)
+            ),
+            failures=tuple(score for score in scores if isinstance(score, RolloutFailure)),
+        )
+
+    def _rollout(self, generation: Generation, reward: float) -> Rollout:
+        return Rollout(
+            token_ids=generation.token_ids,
+            logprobs=generation.logprobs,
+            spans=generation.spans,
+            finish_reason=generation.finish_reason,
+            text=self._decode(generation.token_ids),
+            reward=reward,
+        )
+
+    def _check_puts(self) -> None:
+        while self._put_calls:
+            reply = self._answer(self._put_calls[0], "put")
+            if not isinstance(reply, PutReply):
+                return
+            call = self._put_calls.popleft()
+            if reply.refused is not None:
+                self._events.emit(
+                    "refused", ordinal=call.ordinal, reason=reply.refused.value, detail=reply.detail
+                )
+
+    # --- calls and reports --------------------------------------------------------------
+
+    def _deadline_s(self) -> float:
+        return time.monotonic() + self._job.replay.call_timeout_s
+
+    def _answer(self, call: _Call, name: str) -> LeaseReply | PutReply | None:
+        """The call's answer, None while it is out; raises past its deadline."""
+        if call.future.done():
+            return call.future.result()
+        if time.monotonic() > call.deadline_s:
+            raise DeadlineExceeded(
+                f"{self._name}: replay did not answer {name} in {self._job.replay.call_timeout_s} s"
+            )
+        return None
+
+    def _report(self) -> None:
+        if time.monotonic() - self._reported_s < REPORT_EVERY_S:
+            return
+        self._reported_s = time.monotonic()
+        self._events.emit(
+            "busy",
+            seconds=self._busy.drain(),
+            num_tokens=self._num_tokens,
+            num_running=self._engine.num_running,
+            version=self._engine.version,
+        )
+        self._num_tokens = 0
+
+
+def rollout_seed(job_seed: int, ordinal: int, attempt: int, place: int) -> int:
+    """The same lease gives the same tokens wherever it runs. In [0, 2^62)."""
+    key = f"{job_seed}/{ordinal}/{attempt}/{place}".encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 2

@@ -1,0 +1,65 @@
+"""A buffer played by hand: B = 2 groups of G = 2 a batch, a clock that stands still."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from replay.buffer import ReplayBuffer
+from replay.rules import Rules
+from replay.scripted import scripted_group, scripted_prompt
+from slipstream.records import Batch, Lease, LeaseReply, PutReply, Stop, Wait
+
+
+class Play:
+    def __init__(
+        self,
+        *,
+        snapshot: Mapping[str, Any] | None = None,
+        too_long: Collection[int] = (),
+        **rules: Any,
+    ) -> None:
+        settings = {"group_size": 2, "groups_per_batch": 2, "num_steps": 100, "max_staleness": 0}
+        self.now_s = 0.0
+        self.buffer = ReplayBuffer(
+            Rules(**(settings | rules)),
+            lambda ordinal: None if ordinal in too_long else scripted_prompt(ordinal),
+            snapshot,
+        )
+
+    def ask(
+        self, num_groups: int, worker: str = "w0", incarnation: int = 0, yielded: bool = False
+    ) -> LeaseReply:
+        return self.buffer.lease(worker, incarnation, num_groups, self.now_s, yielded=yielded)
+
+    def lease(self, num_groups: int, worker: str = "w0") -> dict[int, Lease]:
+        """By ordinal."""
+        return {lease.prompt.ordinal: lease for lease in self.ask(num_groups, worker).leases}
+
+    def put(
+        self, *leases: Lease, rewards: Sequence[float] = (0.0, 1.0), **more: Any
+    ) -> list[PutReply]:
+        groups = [scripted_group(lease, rewards=rewards, **more) for lease in leases]
+        return [self.buffer.put(group, self.now_s) for group in groups]
+
+    def take(self) -> Batch | Wait | Stop:
+        return self.buffer.take(self.buffer.version, self.now_s)
+
+    def step(self) -> list[int]:
+        """One learner step; the ordinals that it trained."""
+        batch = self.take()
+        assert isinstance(batch, Batch), batch
+        self.buffer.trained(batch.version + 1)
+        self.buffer.ledger.check()
+        return ordinals(batch)
+
+
+def ordinals(batch: Batch) -> list[int]:
+    return [entry.group.ordinal for entry in batch.groups]
+
+
+@pytest.fixture
+def play() -> Callable[..., Play]:
+    return Play
