@@ -10,6 +10,7 @@ and a commit's replay snapshot is of the same step boundary as its weights.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -134,7 +135,17 @@ class LearnerLoop:
             num_groups=len(batch.groups),
             num_rollouts=batch.num_rollouts,
             num_answer_tokens=batch.num_answer_tokens,
-            ordinals=[entry.group.ordinal for entry in batch.groups],
+            tokens_sha256=_digest(batch),
             seconds=self._busy.drain(),
             metrics={**self._metrics, **self._sync_s},
         )
+
+
+def _digest(batch: Batch) -> str:
+    """Of the batch's ordinals and token ids, to compare runs step by step."""
+    digest = hashlib.sha256()
+    for entry in batch.groups:
+        digest.update(str(entry.group.ordinal).encode())
+        for rollout in entry.group.rollouts:
+            digest.update(rollout.token_ids.tobytes())
+    return digest.hexdigest()

@@ -7,7 +7,7 @@ adopts no version while an evaluation runs, so all of its answers are of one pol
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -34,11 +34,11 @@ class Evaluation:
 @dataclass(slots=True)
 class _Running:
     evaluation: Evaluation
+    version: int  # that answers
     start_s: float
     missing: int
-    calls: dict[float, list[Future[list[Score]]]] = field(
-        default_factory=lambda: {GREEDY: [], SAMPLED: []}
-    )
+    answers: dict[int, dict[float, str]] = field(default_factory=dict)  # place -> by temperature
+    calls: list[Future[list[Score]]] = field(default_factory=list)  # [greedy, sampled] each
 
 
 class Evaluator:
@@ -61,8 +61,13 @@ class Evaluator:
         self._running: _Running | None = None
 
     @property
-    def running(self) -> bool:
-        return self._running is not None
+    def generating(self) -> bool:
+        """Whether answers are being sampled, so that the version must not change."""
+        return self._running is not None and self._running.missing > 0
+
+    @property
+    def idle(self) -> bool:
+        return self._running is None and not self.due
 
     @property
     def due(self) -> bool:
@@ -76,7 +81,12 @@ class Evaluator:
         if self._running is not None or not self.due:
             return
         evaluation = self._requested.pop(0)
-        self._running = _Running(evaluation, time.perf_counter(), 2 * len(evaluation.prompts))
+        self._running = _Running(
+            evaluation=evaluation,
+            version=self._engine.version,
+            start_s=time.perf_counter(),
+            missing=2 * len(evaluation.prompts),
+        )
         for place, prompt in enumerate(evaluation.prompts):
             for temperature in (GREEDY, SAMPLED):
                 self._engine.submit(self._request(prompt, place, temperature))
@@ -85,28 +95,29 @@ class Evaluator:
         """Whether the generation was an evaluation's; it is then being scored."""
         if not generation.request_id.startswith(PREFIX):
             return False
-        assert self._running is not None
+        running = self._running
+        assert running is not None
         _, place, temperature = generation.request_id.split("/")
-        prompt = self._running.evaluation.prompts[int(place)]
-        answer = self._decode(generation.token_ids)
-        call = self._rewards.score(prompt.text, [answer], prompt.item)
-        self._running.calls[float(temperature)].append(call)
-        self._running.missing -= 1
+        answers = running.answers.setdefault(int(place), {})
+        answers[float(temperature)] = self._decode(generation.token_ids)
+        if len(answers) == 2:
+            prompt = running.evaluation.prompts[int(place)]
+            pair = [answers[GREEDY], answers[SAMPLED]]
+            running.calls.append(self._rewards.score(prompt.text, pair, prompt.item))
+        running.missing -= 1
         return True
 
     def finish_if_scored(self) -> None:
         running = self._running
-        if running is None or running.missing:
+        if running is None or running.missing or not all(call.done() for call in running.calls):
             return
-        if not all(call.done() for calls in running.calls.values() for call in calls):
-            return
-        greedy, sampled = (_rewards(running.calls[kind]) for kind in (GREEDY, SAMPLED))
-        num_prompts = len(running.evaluation.prompts)
+        pairs = [call.result() for call in running.calls]
+        greedy, sampled = (_rewards(pair[which] for pair in pairs) for which in (0, 1))
         self._events.emit(
             "eval",
-            version=self._engine.version,
-            num_prompts=num_prompts,
-            num_failures=2 * num_prompts - len(greedy) - len(sampled),
+            version=running.version,
+            num_prompts=len(pairs),
+            num_failures=2 * len(pairs) - len(greedy) - len(sampled),
             greedy_accuracy=sum(reward >= RIGHT for reward in greedy) / max(1, len(greedy)),
             greedy_reward=sum(greedy) / max(1, len(greedy)),
             sampled_reward=sum(sampled) / max(1, len(sampled)),
@@ -125,6 +136,5 @@ class Evaluator:
         )
 
 
-def _rewards(calls: Sequence[Future[list[Score]]]) -> list[float]:
-    scores = [call.result()[0] for call in calls]
+def _rewards(scores: Iterable[Score]) -> list[float]:
     return [score for score in scores if not isinstance(score, RolloutFailure)]

@@ -134,7 +134,7 @@ class RolloutWorker:
     # --- weights ----------------------------------------------------------------------
 
     def _adopt_newer(self) -> bool:
-        if self._evaluator.running:
+        if self._evaluator.generating:
             return False  # an evaluation is of one version
         update = self._receiver.poll(self._engine.version)
         if update is None:
@@ -206,7 +206,7 @@ class RolloutWorker:
         return slots // size - len(self._held)
 
     def _is_idle(self) -> bool:
-        return not (self._open or self._held or self._put_calls or self._evaluator.running)
+        return not (self._open or self._held or self._put_calls) and self._evaluator.idle
 
     def _start_held(self) -> None:
         """Start every leased prompt whose version the engine holds."""

@@ -11,7 +11,8 @@ Events (kind: fields beside role, index and time_s):
             `refused`  ordinal, reason, detail
             `eval`     version, num_prompts, greedy_accuracy, greedy_reward, sampled_reward, seconds
     learner `step`     version (the one made), loss, reward, lags {lag: groups}, num_groups, num_rollouts,
-                       num_answer_tokens, seconds {wait, train, publish, commit}, metrics {name: value}
+                       num_answer_tokens, tokens_sha256,
+                       seconds {wait, train, publish, commit}, metrics {name: value}
             `commit`   version, path, seconds
 """
 

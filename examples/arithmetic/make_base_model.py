@@ -1,14 +1,18 @@
 """Make the quickstart's base model: a small Qwen2 that can almost add and subtract.
 
-The task is reasoning-gym's `chain_sum` with two terms of two digits, "47 - 85=" -> "-38". The script
+The task is reasoning-gym's `chain_sum` with two terms of two digits: "47 - 85=" has the
+answer "-38". The script
 
-1. draws the held-out problems, leaves out those that the quickstart's training stream contains, and writes
-   `heldout.jsonl` (whole reasoning-gym items);
-2. trains a new model on right answers, never on a held-out or validation problem, and stops early: at the first check
-   at which its greedy accuracy on the *validation* problems reaches `--stop-accuracy`. Nothing else limits the model;
-3. saves it in bfloat16 with its tokenizer, reads it back and prints its accuracy on the held-out problems.
+1. draws the held-out problems, leaves out those that the quickstart's training data contain,
+   and writes `heldout.jsonl` (whole reasoning-gym items);
+2. trains a new model on right answers, never on a held-out or validation problem, and stops
+   early: at the first check at which its greedy accuracy on the *validation* problems reaches
+   `--stop-accuracy`. Nothing else limits the model;
+3. saves it in bfloat16 with its tokenizer, reads it back and prints its accuracy on the
+   held-out problems.
 
-Run it from the repository's root (some minutes on one core): python examples/arithmetic/make_base_model.py
+Run it from the repository's root; it takes some minutes on one core:
+python examples/arithmetic/make_base_model.py
 """
 
 import argparse
@@ -29,8 +33,9 @@ TASK = "chain_sum"
 TASK_PARAMS = {"min_terms": 2, "max_terms": 2, "min_digits": 2, "max_digits": 2}
 PROMPT_TEMPLATE = "{metadata[expression]}="
 
-# Item i of a reasoning-gym dataset is drawn from the random seed `seed + i`: seeds that lie close together share items.
-RL_TRAIN_SEED, RL_TRAIN_SIZE = 1, 4096  # the quickstart's run file must say the same
+# Item i of a reasoning-gym data set is drawn from the random seed `seed + i`: data sets whose
+# seeds lie closer together than their sizes share items.
+RL_TRAIN_SEED, RL_TRAIN_SIZE = 1, 4096  # as the run files beside this script say
 HELDOUT_SEED, NUM_HELDOUT = 1_000_000, 512
 VALIDATION_SEED, NUM_VALIDATION = 2_000_000, 512
 PRETRAIN_SEED, PRETRAIN_SIZE = 3_000_000, 10_000_000
@@ -53,7 +58,7 @@ def prompt_of(item: Item) -> str:
 
 
 def draw_new(items: Iterator[Item], num_items: int, seen: set[str]) -> list[Item]:
-    """The first `num_items` whose prompts are neither in `seen` nor drawn twice. Adds them to `seen`."""
+    """The first `num_items` items whose prompts are not in `seen`, which grows by them."""
     drawn: list[Item] = []
     for item in items:
         if prompt_of(item) not in seen:
@@ -61,12 +66,16 @@ def draw_new(items: Iterator[Item], num_items: int, seen: set[str]) -> list[Item
             drawn.append(item)
         if len(drawn) == num_items:
             return drawn
-    raise ValueError(f"the data set holds only {len(drawn)} new problems, {num_items} were asked for")
+    raise ValueError(
+        f"the data set holds only {len(drawn)} new problems, {num_items} were asked for"
+    )
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """One token a character, but " + " and " - " between two terms are one token each."""
-    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(TOKENS)}, unk_token="<unk>"))
+    tokenizer = Tokenizer(
+        models.WordLevel({token: i for i, token in enumerate(TOKENS)}, unk_token="<unk>")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r" [+-] |[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
@@ -97,8 +106,10 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
     )
 
 
-def to_batch(items: list[Item], tokenizer: PreTrainedTokenizerFast) -> tuple[torch.Tensor, torch.Tensor]:
-    """Right-padded token ids and labels; only the answer and its end-of-sequence token are trained."""
+def to_batch(
+    items: list[Item], tokenizer: PreTrainedTokenizerFast
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Right-padded token ids and labels; only the answer and its <eos> are trained."""
     prompts = [tokenizer.encode(prompt_of(item)) for item in items]
     answers = [[*tokenizer.encode(item["answer"]), tokenizer.eos_token_id] for item in items]
     width = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
@@ -113,9 +124,13 @@ def to_batch(items: list[Item], tokenizer: PreTrainedTokenizerFast) -> tuple[tor
 
 @torch.no_grad()
 def accuracy(
-    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, items: list[Item], *, samples_per_item: int = 0
+    model: Qwen2ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    items: list[Item],
+    *,
+    samples_per_item: int = 0,
 ) -> float:
-    """The share of right answers: greedy, or sampled at temperature 1 where `samples_per_item` is not 0."""
+    """The share of right answers: greedy, or where `samples_per_item` > 0 at temperature 1."""
     verifier = reasoning_gym.create_dataset(TASK, seed=0, size=1, **TASK_PARAMS)
     prompts = tokenizer([prompt_of(item) for item in items], return_tensors="pt", padding=True)
     num_answers = max(1, samples_per_item)
@@ -125,9 +140,11 @@ def accuracy(
         num_return_sequences=num_answers,
         max_new_tokens=MAX_ANSWER_TOKENS,
     )
-    texts = tokenizer.batch_decode(outputs[:, prompts["input_ids"].shape[1] :], skip_special_tokens=True)
+    texts = tokenizer.batch_decode(
+        outputs[:, prompts["input_ids"].shape[1] :], skip_special_tokens=True
+    )
     rewards = [verifier.score_answer(text, items[i // num_answers]) for i, text in enumerate(texts)]
-    return sum(reward >= 1.0 for reward in rewards) / len(rewards)
+    return float(sum(reward >= 1.0 for reward in rewards)) / len(rewards)
 
 
 def train(
@@ -137,13 +154,17 @@ def train(
     validation: list[Item],
     args: argparse.Namespace,
 ) -> None:
-    """Train in place at a constant learning rate until `stop_accuracy` is reached on the validation problems."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
+    """Train in place, at a constant learning rate, until `stop_accuracy` on `validation`."""
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=args.learning_rate, betas=(0.9, 0.95), weight_decay=0.01
+    )
     warmup = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1 / 20, total_iters=20)
     for step in count(1):
         ids_BT, labels_BT = to_batch(list(islice(stream, args.batch_size)), tokenizer)
         logits_BTV = model(input_ids=ids_BT, use_cache=False).logits
-        loss = cross_entropy(logits_BTV[:, :-1].flatten(0, 1), labels_BT[:, 1:].flatten(), ignore_index=NOT_TRAINED)
+        loss = cross_entropy(
+            logits_BTV[:, :-1].flatten(0, 1), labels_BT[:, 1:].flatten(), ignore_index=NOT_TRAINED
+        )
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -151,15 +172,22 @@ def train(
         warmup.step()
         if step % args.check_every_steps == 0:
             greedy = accuracy(model, tokenizer, validation)
-            print(f"step {step}: loss {loss.item():.3f}, validation greedy accuracy {greedy:.3f}", flush=True)
+            print(
+                f"step {step}: loss {loss.item():.3f}, validation greedy accuracy {greedy:.3f}",
+                flush=True,
+            )
             if greedy >= args.stop_accuracy:
                 return
         if step == args.max_steps:
-            raise ValueError(f"{args.stop_accuracy} was not reached in {step} steps: try another seed or more steps")
+            raise ValueError(
+                f"{args.stop_accuracy} was not reached in {step} steps: try another --seed"
+            )
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=HERE / "base_model")
     parser.add_argument("--heldout", type=Path, default=HERE / "heldout.jsonl")
     parser.add_argument("--seed", type=int, default=0)
@@ -180,9 +208,15 @@ def main() -> None:
     rl_prompts = {prompt_of(item) for item in problems(RL_TRAIN_SEED, RL_TRAIN_SIZE)}
     heldout = draw_new(problems(HELDOUT_SEED, 100 * NUM_HELDOUT), NUM_HELDOUT, seen=set(rl_prompts))
     heldout_prompts = {prompt_of(item) for item in heldout}
-    validation = draw_new(problems(VALIDATION_SEED, 100 * NUM_VALIDATION), NUM_VALIDATION, seen=set(heldout_prompts))
+    validation = draw_new(
+        problems(VALIDATION_SEED, 100 * NUM_VALIDATION), NUM_VALIDATION, seen=set(heldout_prompts)
+    )
     not_trained = heldout_prompts | {prompt_of(item) for item in validation}
-    stream = (item for item in problems(PRETRAIN_SEED, PRETRAIN_SIZE) if prompt_of(item) not in not_trained)
+    stream = (
+        item
+        for item in problems(PRETRAIN_SEED, PRETRAIN_SIZE)
+        if prompt_of(item) not in not_trained
+    )
 
     tokenizer = make_tokenizer()
     model = make_model(tokenizer)
@@ -196,7 +230,10 @@ def main() -> None:
     saved = Qwen2ForCausalLM.from_pretrained(args.out, dtype=torch.float32)
     greedy = accuracy(saved, tokenizer, heldout)
     sampled = accuracy(saved, tokenizer, heldout, samples_per_item=8)
-    print(f"held-out accuracy on {len(heldout)} problems: greedy {greedy:.3f}, sampled at temperature 1 {sampled:.3f}")
+    print(
+        f"held-out accuracy on {len(heldout)} problems: greedy {greedy:.3f}, "
+        f"sampled at temperature 1 {sampled:.3f}"
+    )
 
 
 if __name__ == "__main__":

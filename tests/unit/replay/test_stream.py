@@ -73,5 +73,5 @@ def test_an_over_long_prompt_is_none() -> None:
 def test_data_without_one_prompt_that_fits_is_an_error() -> None:
     prompts = PromptStream(ITEMS[1:], render, seed=0, shuffle=True, max_prompt_tokens=1)
     assert [prompts.prompt(o) for o in range(3)] == [None] * 3
-    with pytest.raises(DataError, match=r"all 4 prompts .* max_prompt_tokens \(1\)"):
+    with pytest.raises(DataError, match=r"all 4 prompts .*max_prompt_tokens \(1\)"):
         prompts.prompt(3)

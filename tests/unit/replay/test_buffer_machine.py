@@ -1,0 +1,219 @@
+"""The promises of the buffer under any order of events.
+
+The machine keeps its own list of live leases and judges every batch from the outside.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from replay.buffer import ReplayBuffer
+from replay.rules import Rules
+from replay.scripted import scripted_group, scripted_prompt
+from slipstream.records import Batch, Group, Lease, Prompt, RefusalReason, Stop, Wait
+
+TIMEOUT_S = 10.0
+WORKERS = ("w0", "w1")
+
+rules_of_any_job = st.builds(
+    Rules,
+    group_size=st.just(2),
+    groups_per_batch=st.integers(1, 3),
+    num_steps=st.sampled_from([3, 100]),
+    max_staleness=st.integers(0, 3),
+    on_stale=st.sampled_from(["wait", "wait", "requeue", "drop", "clip"]),
+    select=st.sampled_from(["fifo", "freshest", "priority", "random"]),
+    whole_batches=st.booleans(),
+    max_uses=st.integers(1, 3),
+    dynamic_sampling=st.booleans(),
+    max_attempts=st.integers(1, 2),
+    lease_timeout_s=st.just(TIMEOUT_S),
+    num_sharing_workers=st.sampled_from([0, 0, 2]),
+)
+
+
+def prompt_at(ordinal: int) -> Prompt | None:
+    return None if ordinal % 7 == 3 else scripted_prompt(ordinal)
+
+
+class BufferMachine(RuleBasedStateMachine):
+    @initialize(rules=rules_of_any_job)
+    def start(self, rules: Rules) -> None:
+        self.rules = rules
+        self.buffer = ReplayBuffer(rules, prompt_at)
+        self.now_s = 0.0
+        self.granted: list[Lease] = []  # all there ever were
+        self.live: dict[int, Lease] = {}
+        self.incarnations = dict.fromkeys(WORKERS, 0)
+        self.batch: Batch | None = None
+        self.uses: Counter[int] = Counter()  # by ordinal
+
+    # --- events ---------------------------------------------------------------------
+
+    @rule(worker=st.sampled_from(WORKERS), num_groups=st.integers(0, 4))
+    def lease(self, worker: str, num_groups: int) -> None:
+        self._lease(worker, num_groups)
+
+    @rule(data=st.data(), rewards=st.sampled_from([(0, 1), (0, 1), (0, 2), (1, 1)]))
+    def put(self, data: st.DataObject, rewards: tuple[float, float]) -> None:
+        if not self.granted:
+            return
+        lease = data.draw(st.sampled_from(self.granted[-12:]))
+        newest = self.buffer.version + (self.batch is not None)
+        version = data.draw(st.integers(lease.min_version, newest))
+        self._put(scripted_group(lease, rewards=rewards, version=version))
+
+    @rule(data=st.data())
+    def put_unsound(self, data: st.DataObject) -> None:
+        if self.live:
+            lease = data.draw(st.sampled_from(sorted(self.live.values(), key=lambda le: le.lease_id)))
+            del self.live[lease.lease_id]
+            group = scripted_group(lease, rewards=(0.0, float("nan")))
+            assert self.buffer.put(group, self.now_s).refused is RefusalReason.BAD_REWARD
+
+    @rule(seconds=st.sampled_from([1.0, 4.0]))
+    def let_time_pass(self, seconds: float) -> None:
+        self.now_s += seconds
+        self.buffer.expire(self.now_s)
+        self.live = {i: le for i, le in self.live.items() if le.expires_at_s > self.now_s}
+
+    @rule(worker=st.sampled_from(WORKERS))
+    def replace_worker(self, worker: str) -> None:
+        self.incarnations[worker] += 1
+        self.live = {i: lease for i, lease in self.live.items() if lease.worker != worker}
+        self._lease(worker, 0)
+
+    @rule()
+    def take(self) -> None:
+        self._take()
+
+    @precondition(lambda self: self.batch is not None)
+    @rule()
+    def train(self) -> None:
+        self._train()
+
+    @precondition(lambda self: len(self.granted) > 3)
+    @rule()
+    def crash_and_resume(self) -> None:
+        snapshot = json.loads(json.dumps(self.buffer.snapshot()))
+        pending = set(self.buffer.ledger.pending)
+        self.buffer = ReplayBuffer(self.rules, prompt_at, snapshot)
+        self.live, self.batch = {}, None
+        self.granted.clear()
+        assert set(self.buffer.ledger.pending) == pending
+
+    @rule()
+    def all_work_is_done_then_the_learner_gets_a_batch(self) -> None:
+        for _ in range(20):
+            granted = [lease for worker in WORKERS for lease in self._lease(worker, 100)]
+            for lease in list(self.live.values()):
+                self._put(scripted_group(lease, rewards=(0, 1), version=lease.min_version))
+            for worker in WORKERS:
+                granted += self._lease(worker, 0, yielded=True)
+            reply = self._take()
+            if not isinstance(reply, Wait):
+                break
+            assert granted or self.rules.on_stale == "requeue", f"stuck: {reply.reason}"
+        else:
+            raise AssertionError("no batch though all work was done")
+        if isinstance(reply, Batch):
+            self._train()
+
+    # --- what must hold -------------------------------------------------------------
+
+    @invariant()
+    def every_ordinal_has_one_fate(self) -> None:
+        ledger, buffer = self.buffer.ledger, self.buffer
+        ledger.check()
+        running = [lease.prompt.ordinal for lease in self.live.values()]
+        unused = [ordinal for ordinal, entry in buffer._shelf.entries.items() if not entry.uses]
+        assert sorted([*running, *unused, *buffer._issuer.requeued]) == sorted(ledger.pending)
+        assert not set(self.uses) & set(ledger.pending)
+        assert ledger.counts["trained"] == len(self.uses)
+
+    @invariant()
+    def admission_keeps_its_limit(self) -> None:
+        stats = self.buffer.stats()
+        assert stats["num_running"] == len(self.live)
+        outstanding = len(self.buffer.ledger.pending) - stats["num_requeued"]
+        assert outstanding <= (self.rules.max_staleness + 1) * self.rules.groups_per_batch
+
+    @invariant()
+    def wait_never_finds_a_group_too_old(self) -> None:
+        stats = self.buffer.stats()
+        if self.rules.on_stale in ("wait", "clip") or self.rules.whole_batches:
+            assert "stale" not in stats["drops"]
+            assert "stale" not in stats["reissues"]
+        if self.rules.on_stale == "wait":
+            for entry in self.buffer._shelf.entries.values():
+                lag = self.buffer.version - entry.group.oldest_version
+                assert lag <= self.rules.max_staleness
+
+    # --- helpers --------------------------------------------------------------------
+
+    def _lease(self, worker: str, num_groups: int, *, yielded: bool = False) -> list[Lease]:
+        reply = self.buffer.lease(
+            worker, self.incarnations[worker], num_groups, self.now_s, yielded=yielded
+        )
+        assert len(reply.leases) <= num_groups
+        ordinals = [lease.prompt.ordinal for lease in reply.leases]
+        assert ordinals == sorted(ordinals)
+        for lease in reply.leases:
+            assert lease.min_version == self.buffer.version
+            self.live[lease.lease_id] = lease
+        self.granted += reply.leases
+        return list(reply.leases)
+
+    def _put(self, group: Group) -> None:
+        lease = self.live.get(group.lease_id)
+        is_live = lease is not None and lease.incarnation == group.incarnation
+        reply = self.buffer.put(group, self.now_s)
+        assert (reply.refused is None) == is_live, reply
+        self.live.pop(group.lease_id, None)
+
+    def _take(self) -> Any:
+        reply = self.buffer.take(self.buffer.version, self.now_s)
+        if self.batch is not None:
+            assert reply is self.batch
+        if isinstance(reply, Batch) and self.batch is None:
+            self._judge(reply)
+            self.batch = reply
+        if isinstance(reply, Stop):
+            assert self.buffer.version == self.rules.num_steps
+        return reply
+
+    def _judge(self, batch: Batch) -> None:
+        rules, version = self.rules, self.buffer.version
+        ordinals = [entry.group.ordinal for entry in batch.groups]
+        assert batch.version == version < rules.num_steps
+        assert ordinals == sorted(set(ordinals))
+        assert len(ordinals) == rules.groups_per_batch
+        assert any(entry.use == 1 for entry in batch.groups)
+        for entry in batch.groups:
+            assert entry.lag == version - entry.group.oldest_version >= 0
+            assert entry.lag <= rules.max_staleness or rules.on_stale == "clip"
+            assert entry.use == self.uses[entry.group.ordinal] + 1 <= rules.max_uses
+        if rules.whole_batches:
+            assert ordinals == sorted(self.buffer.ledger.pending)[: len(ordinals)]
+
+    def _train(self) -> None:
+        assert self.batch is not None
+        self.uses.update(entry.group.ordinal for entry in self.batch.groups)
+        self.buffer.trained(self.batch.version + 1)
+        self.buffer.trained(self.batch.version + 1)
+        self.batch = None
+
+
+BufferMachine.TestCase.settings = settings(
+    max_examples=200,
+    stateful_step_count=50,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+TestBuffer = BufferMachine.TestCase
