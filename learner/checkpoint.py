@@ -65,7 +65,12 @@ def finish(root: Path, version: int, replay: Mapping[str, Any], keep_last: int) 
         "sha256": {str(path.relative_to(directory)): _sha256(path) for path in files},
     }
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-    for path in [*files, directory / MANIFEST, *(p for p in directory.rglob("*") if p.is_dir()), directory]:
+    for path in [
+        *files,
+        directory / MANIFEST,
+        *(p for p in directory.rglob("*") if p.is_dir()),
+        directory,
+    ]:
         _fsync(path)
     if final.exists():
         shutil.rmtree(final)

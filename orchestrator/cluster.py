@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import ray
 
 
 @contextmanager
-def connected(address: str | None, import_dirs: list[Path]) -> Iterator[Any]:
+def connected(address: str | None, import_dirs: list[str]) -> Iterator[Any]:
     """Connect (`address` None starts a private cluster), yield Ray's context, disconnect.
 
     `import_dirs` are put on the roles' import path, so that a reward function beside the
@@ -26,7 +24,7 @@ def connected(address: str | None, import_dirs: list[Path]) -> Iterator[Any]:
     # Ray would otherwise repeat identical lines of several actors in one line of its own.
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    python_path = os.pathsep.join([*map(str, import_dirs), os.environ.get("PYTHONPATH", "")])
+    python_path = os.pathsep.join([*import_dirs, os.environ.get("PYTHONPATH", "")])
     context = ray.init(
         address=address or "local",
         include_dashboard=None if address else True,
@@ -43,10 +41,3 @@ def connected(address: str | None, import_dirs: list[Path]) -> Iterator[Any]:
 def available() -> dict[str, float]:
     """The cluster's resources by name, all nodes together."""
     return dict(ray.cluster_resources())
-
-
-def log_hint() -> str:
-    """Where this session's logs lie, for error messages."""
-    if sys.platform == "win32" or not ray.is_initialized():
-        return ""
-    return "/tmp/ray/session_latest/logs"

@@ -181,9 +181,9 @@ def _ranks(job: JobConfig, plan: Plan, placement: Placement) -> list[_Role]:
     return [
         _Role(
             f"learner-{rank}",
-            _actor(
-                LearnerRank, f"learner-{rank}", max_concurrency=RANK_THREADS, **options
-            ).remote(job, rank, plan.rank_cores[rank]),
+            _actor(LearnerRank, f"learner-{rank}", max_concurrency=RANK_THREADS, **options).remote(
+                job, rank, plan.rank_cores[rank]
+            ),
         )
         for rank, options in enumerate(placement.rank_options)
     ]

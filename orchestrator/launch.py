@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 
 from orchestrator import cluster
-from orchestrator.checks import fits
+from orchestrator.checks import fits, import_dirs
 from orchestrator.fleet import Fleet
 from orchestrator.interrupts import Interrupts
 from orchestrator.plan import Plan
@@ -31,7 +31,13 @@ EVAL_TIMEOUT_S = 600.0
 
 
 def launch(
-    job: JobConfig, plan: Plan, *, job_dir: Path, resume: bool, overwrite: bool, address: str | None
+    job: JobConfig,
+    plan: Plan,
+    *,
+    job_file: Path,
+    resume: bool,
+    overwrite: bool,
+    address: str | None,
 ) -> int:
     """Run `job` to its end. Returns the exit code: 0, or 130 after Ctrl-C or SIGTERM."""
     launched_s = time.time()
@@ -40,9 +46,9 @@ def launch(
     with (
         Interrupts() as interrupts,
         Progress(console) as progress,
-        cluster.connected(address, [job_dir, Path.cwd()]) as context,
+        cluster.connected(address, import_dirs(job_file.parent)) as context,
     ):
-        if problems := fits(plan, cluster.available()):
+        if problems := fits(plan, cluster.available(), str(job_file)):
             raise JobFileError(problems)
         run_dir = RunDir.open(job, overwrite=overwrite)
         progress.note(f"{job.name}: mode {job.mode}, files in {run_dir.path}")

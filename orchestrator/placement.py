@@ -56,7 +56,9 @@ def _split(job: JobConfig) -> Placement:
         _group([(rollout.cpus, rollout.gpus)], rollout.placement)
         for _ in range(rollout.num_workers)
     ]
-    ranks = _group([(learner.cpus_per_rank, learner.gpus_per_rank)] * learner.num_ranks, learner.placement)
+    ranks = _group(
+        [(learner.cpus_per_rank, learner.gpus_per_rank)] * learner.num_ranks, learner.placement
+    )
     return Placement(
         worker_options=tuple(_options(group, 0, rollout.cpus, rollout.gpus) for group in workers),
         rank_options=tuple(

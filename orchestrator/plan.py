@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from rich.table import Table
+
 from slipstream.config.job import JobConfig, PlacementConfig
 
 
@@ -87,3 +89,22 @@ def _slices(cores: list[int], start: int, count: int, size: int) -> Cores:
         tuple(sorted({cores[(start + index * size + i) % len(cores)] for i in range(size)}))
         for index in range(count)
     )
+
+
+def describe(plan: Plan) -> Table:
+    """The placement as a table for people."""
+    table = Table(title="Placement", title_justify="left")
+    for column in ("role", "actors", "CPUs each", "GPUs each", "cores", "nodes"):
+        table.add_column(column)
+    for role, cores in ((plan.rollout, plan.worker_cores), (plan.learner, plan.rank_cores)):
+        bound = "; ".join(",".join(map(str, one)) for one in cores if one) or "any"
+        where = {**role.placement.labels, **role.placement.resources}
+        nodes = ", ".join(f"{key}={value}" for key, value in where.items()) or "any"
+        table.add_row(role.role, str(role.count), str(role.cpus), str(role.gpus), bound, nodes)
+    asked = ", ".join(f"{count} {name}" for name, count in plan.totals().items() if count)
+    shared = "one set of devices, in turns" if plan.shared else "a set of devices each"
+    table.caption = (
+        f"{asked} in all, {shared}; at most {plan.admission_limit_groups} groups running or "
+        "waiting to be trained"
+    )
+    return table

@@ -1,10 +1,10 @@
 """A run's directory: the resolved job, `metrics.jsonl`, and the checkpoints.
 
-    <checkpoint.dir>/<name>/
-        job.yaml          the job as resolved, presets and overrides included
-        result.json       the figures of the newest launch, written at its end
-        metrics.jsonl     every event of every role, one JSON object a line
-        checkpoints/      the commits, and `latest`
+<checkpoint.dir>/<name>/
+    job.yaml          the job as resolved, presets and overrides included
+    result.json       the figures of the newest launch, written at its end
+    metrics.jsonl     every event of every role, one JSON object a line
+    checkpoints/      the commits, and `latest`
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ def load_tokenizer(model: ModelConfig) -> Tokenizer:
     )
     if model.chat_template is not None:
         tokenizer.chat_template = model.chat_template.read_text(encoding="utf-8")
-    return cast(Tokenizer, tokenizer)
+    return cast("Tokenizer", tokenizer)
 
 
 def _owned(group: Group) -> Group:

@@ -98,7 +98,7 @@ def _open_parquet(path: Path) -> Items:
         rows = datasets.load_dataset("parquet", data_files=[str(f) for f in files], split="train")
     except Exception as error:  # the library and pyarrow raise many kinds
         raise DataError(f"{path}: cannot be read as Parquet: {error}") from error
-    return cast(Items, rows)
+    return cast("Items", rows)
 
 
 def _open_hub(source: HubSource) -> Items:
@@ -121,7 +121,7 @@ def _open_hub(source: HubSource) -> Items:
             f"cannot open {describe(source)}: {error}; check name, config, split and revision, "
             "or name a local directory"
         ) from error
-    return cast(Items, rows)
+    return cast("Items", rows)
 
 
 def _open_reasoning_gym(source: ReasoningGymSource) -> Items:
@@ -139,4 +139,4 @@ def _open_reasoning_gym(source: ReasoningGymSource) -> Items:
         raise DataError(
             f"{describe(source)}: {error}; check data.*.task and data.*.params"
         ) from error
-    return cast(Items, task)
+    return cast("Items", task)

@@ -183,9 +183,7 @@ class RolloutWorker:
         num_free = self._num_free_groups()
         if num_free <= 0 or time.monotonic() < self._next_ask_s:
             return
-        future = self._replay.lease(
-            self._name, self._incarnation, num_free, yielded=self._yielded
-        )
+        future = self._replay.lease(self._name, self._incarnation, num_free, yielded=self._yielded)
         self._lease_call = _Call(future, self._deadline_s())
 
     def _on_leases(self, reply: LeaseReply) -> None:

@@ -37,9 +37,7 @@ def grpo(
     return centred_B / (sigma_B + eps)
 
 
-def reinforce(
-    scores_B: Tensor, *, baseline: Literal["none", "batch_mean"] = "none"
-) -> Tensor:
+def reinforce(scores_B: Tensor, *, baseline: Literal["none", "batch_mean"] = "none") -> Tensor:
     """Score minus baseline, (B,). Williams 1992."""
     return scores_B - scores_B.mean() if baseline == "batch_mean" else scores_B.clone()
 

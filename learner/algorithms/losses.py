@@ -7,9 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Aggregation = Literal[
-    "token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "token_sum_norm"
-]
+Aggregation = Literal["token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "token_sum_norm"]
 MAX_LOG_RATIO = 20.0  # exp of it is finite in float32, and far outside any clip range
 
 
@@ -47,9 +45,7 @@ def ppo_clip(
     return torch.where(mask_BT > 0, loss_BT, 0.0), metrics
 
 
-def aggregate(
-    loss_BT: Tensor, mask_BT: Tensor, mode: Aggregation, *, denominator: float
-) -> Tensor:
+def aggregate(loss_BT: Tensor, mask_BT: Tensor, mode: Aggregation, *, denominator: float) -> Tensor:
     """The scalar that is minimised: a sum over this microbatch over a *global* denominator.
 
     `denominator` is that of the whole optimizer step, over all ranks and microbatches, so

@@ -31,8 +31,11 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 
 def apply_preset(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """`raw` laid over its mode's preset; an unknown mode is left to validation."""
-    return _overlay(PRESETS.get(str(raw.get("mode")), {}), raw)
+    """`raw` laid over its mode's preset.
+
+    An unknown mode gets some preset too, so that validation complains of the mode alone.
+    """
+    return _overlay(PRESETS.get(str(raw.get("mode")), PRESETS["buffered"]), raw)
 
 
 def _overlay(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -322,3 +322,14 @@ def test_stats_say_what_is_awaited(play: Play) -> None:
     stats = game.buffer.stats()
     assert stats["waiting_for"] == "the learner"
     assert json.loads(json.dumps(stats)) == stats
+
+
+def test_no_lease_while_the_learner_has_the_shared_devices(play: Play) -> None:
+    game = shared(play, max_staleness=1)
+    game.put(*game.lease(2).values())
+    for worker in ("w0", "w1"):
+        game.ask(0, worker=worker, yielded=True)
+    assert isinstance(game.take(), Batch)
+    assert game.lease(5) == {}
+    game.step()
+    assert len(game.lease(5)) == 4

@@ -38,9 +38,7 @@ def test_leases_follow_the_stream_and_name_version_and_deadline(play: Play) -> N
 
 
 @pytest.mark.parametrize(("max_staleness", "admitted"), [(0, 2), (1, 4), (3, 8)])
-def test_admission_is_bound_plus_one_batches(
-    play: Play, max_staleness: int, admitted: int
-) -> None:
+def test_admission_is_bound_plus_one_batches(play: Play, max_staleness: int, admitted: int) -> None:
     game = play(max_staleness=max_staleness)
     assert len(game.lease(100)) == admitted
     assert game.lease(1, worker="w1") == {}

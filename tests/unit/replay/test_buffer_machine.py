@@ -72,7 +72,9 @@ class BufferMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def put_unsound(self, data: st.DataObject) -> None:
         if self.live:
-            lease = data.draw(st.sampled_from(sorted(self.live.values(), key=lambda le: le.lease_id)))
+            lease = data.draw(
+                st.sampled_from(sorted(self.live.values(), key=lambda le: le.lease_id))
+            )
             del self.live[lease.lease_id]
             group = scripted_group(lease, rewards=(0.0, float("nan")))
             assert self.buffer.put(group, self.now_s).refused is RefusalReason.BAD_REWARD

@@ -1,0 +1,45 @@
+# Every target stands alone: it installs what is missing into .venv first.
+SHELL := /bin/bash
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export PYTHONWARNINGS := ignore::SyntaxWarning
+
+.PHONY: help install quickstart check test modes bench clean
+
+help:
+	@sed -n 's/^## //p' Makefile
+
+## make install      the environment in .venv, for a machine without a GPU
+install:
+	@scripts/install.sh
+
+## make quickstart   train the bundled model for a few minutes; ends with a table
+quickstart: install
+	slipstream launch examples/arithmetic/buffered.yaml --overwrite
+
+## make check        format, lint, types, import rules, pure-core tests; under 2 minutes
+check: install
+	ruff format --check .
+	ruff check .
+	mypy
+	lint-imports
+	pytest -q tests/unit
+
+## make test         `make check`, then every test; the cheap ones first
+test: install
+	ruff format --check .
+	ruff check .
+	mypy
+	lint-imports
+	pytest -x tests/unit tests/contract tests/integration
+
+## make modes        the four modes side by side; writes docs/results/modes.md
+modes: install
+	python scripts/modes.py
+
+## make bench        rollout, learner and pipeline speed, beside TRL; writes docs/results/bench.md
+bench: install
+	python scripts/bench/bench.py
+
+## make clean        remove the environment and what runs left behind
+clean:
+	rm -rf .venv .venv-trl runs

@@ -1,0 +1,121 @@
+"""The command line. Exit codes: 0 done, 1 a role failed, 2 bad input, 130 interrupted."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from ruamel.yaml import YAML
+
+from orchestrator.checks import preflight
+from orchestrator.plan import describe, make_plan
+from slipstream import __version__
+from slipstream.config.job import JobConfig
+from slipstream.config.load import load_job
+from slipstream.errors import JobFileError, SlipstreamError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Train language models with reinforcement learning, from one YAML file.",
+)
+
+
+@app.command()
+def launch(
+    file: Annotated[Path, typer.Argument(help="the job file")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="dotted key=value pairs laid over the file")
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="print the resolved job and its placement, start nothing"),
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on from the run's newest commit")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="start anew in the run's directory")
+    ] = False,
+    address: Annotated[
+        str | None, typer.Option(help="a running Ray cluster; default: a private local one")
+    ] = None,
+) -> None:
+    """Run a job to its end."""
+    with _reported():
+        job = load_job(file, overrides)
+        plan = make_plan(job)
+        if dry_run:
+            _print_job(job)
+            Console().print(describe(plan))
+            return
+        if problems := preflight(job, file, resume=resume, overwrite=overwrite):
+            raise JobFileError(problems)
+        from orchestrator.launch import launch as run
+
+        code = run(job, plan, job_file=file, resume=resume, overwrite=overwrite, address=address)
+    raise typer.Exit(code)
+
+
+@app.command()
+def validate(
+    files: Annotated[list[Path], typer.Argument(help="job files")],
+) -> None:
+    """Check job files, and the files they name; start nothing."""
+    failed = False
+    for file in files:
+        try:
+            job = load_job(file)
+            if problems := preflight(job, file, overwrite=True):
+                raise JobFileError(problems)
+        except JobFileError as error:
+            failed = True
+            _print_problems(error)
+        else:
+            print(f"{file}: ok")
+    if failed:
+        raise typer.Exit(2)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(__version__)
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    """Errors that are meant for people are printed as such, without a traceback."""
+    try:
+        yield
+    except JobFileError as error:
+        _print_problems(error)
+        raise typer.Exit(2) from None
+    except SlipstreamError as error:
+        print(f"slipstream: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        print("slipstream: interrupted", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def _print_problems(error: JobFileError) -> None:
+    for problem in error.problems:
+        print(problem, file=sys.stderr)
+
+
+def _print_job(job: JobConfig) -> None:
+    YAML().dump(job.model_dump(mode="json"), sys.stdout)
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

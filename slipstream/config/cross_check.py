@@ -1,0 +1,131 @@
+"""Combinations of settings that cannot work, each in words with its remedy. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from slipstream.config.job import JobConfig
+
+Finding = tuple[str, str]  # dotted key, message
+
+
+def cross_check(job: JobConfig) -> list[Finding]:
+    """Everything that single fields cannot tell."""
+    return [*_devices(job), *_staleness(job), *_batches(job), *_weights(job), *_times(job)]
+
+
+def _devices(job: JobConfig) -> Iterator[Finding]:
+    rollout, learner = job.rollout, job.learner
+    if rollout.gpus and rollout.tensor_parallel_size != rollout.gpus:
+        yield (
+            "rollout.tensor_parallel_size",
+            f"is {rollout.tensor_parallel_size}, but an engine has rollout.gpus = {rollout.gpus}; "
+            "make them equal",
+        )
+    if not rollout.gpus and rollout.tensor_parallel_size > 1:
+        yield (
+            "rollout.tensor_parallel_size",
+            "an engine without GPUs is not split; set it to 1, or set rollout.gpus",
+        )
+    if not rollout.colocate:
+        return
+    if rollout.gpus != learner.gpus_per_rank:
+        yield (
+            "rollout.colocate",
+            f"engines with {rollout.gpus} GPUs cannot share the devices of ranks with "
+            f"{learner.gpus_per_rank}; make rollout.gpus and learner.gpus_per_rank equal",
+        )
+    if rollout.gpus and rollout.num_workers != learner.num_ranks:
+        yield (
+            "rollout.num_workers",
+            f"{rollout.num_workers} workers cannot share the GPUs of {learner.num_ranks} ranks one "
+            "to one; make the numbers equal, or set rollout.colocate: false",
+        )
+
+
+def _staleness(job: JobConfig) -> Iterator[Finding]:
+    replay = job.replay
+    if job.rollout.colocate and replay.max_staleness > 0:
+        yield (
+            "replay.max_staleness",
+            f"is {replay.max_staleness}, but on shared devices generation and training take turns, "
+            "so nothing is ever stale; set it to 0, or set rollout.colocate: false",
+        )
+    if replay.whole_batches and replay.max_uses > 1:
+        yield (
+            "replay.max_uses",
+            "whole batches of consecutive prompts are never reused; set it to 1, or set "
+            "replay.whole_batches: false",
+        )
+    if job.rollout.colocate and replay.max_uses > 1:
+        yield "replay.max_uses", "needs devices of its own; set rollout.colocate: false"
+
+
+def _batches(job: JobConfig) -> Iterator[Finding]:
+    rollout, learner, algorithm = job.rollout, job.learner, job.algorithm
+    if rollout.num_slots < rollout.group_size:
+        yield (
+            "rollout.num_slots",
+            f"{rollout.num_slots} slots do not hold one group of {rollout.group_size}; raise it to "
+            "at least rollout.group_size",
+        )
+    if rollout.group_size == 1 and algorithm.advantage.kind == "grpo":
+        yield (
+            "rollout.group_size",
+            "with one rollout a group, every GRPO advantage is 0; use 2 or more, or "
+            "algorithm.advantage: {kind: reinforce}",
+        )
+    if rollout.group_size == 1 and job.replay.dynamic_sampling:
+        yield (
+            "replay.dynamic_sampling",
+            "drops groups of equal rewards, which a group of one always is; raise "
+            "rollout.group_size",
+        )
+    if algorithm.minibatches > learner.groups_per_batch:
+        yield (
+            "algorithm.minibatches",
+            f"{learner.groups_per_batch} groups cannot be cut into {algorithm.minibatches} parts; "
+            "lower it to at most learner.groups_per_batch",
+        )
+    if learner.warmup_steps >= learner.num_steps:
+        yield (
+            "learner.warmup_steps",
+            f"{learner.warmup_steps} steps of warm-up leave none of {learner.num_steps}; lower it",
+        )
+
+
+def _weights(job: JobConfig) -> Iterator[Finding]:
+    weights = job.weights
+    if weights.transport == "nccl" and not (job.rollout.gpus and job.learner.gpus_per_rank):
+        yield (
+            "weights.transport",
+            "nccl needs GPUs on both sides; use object_store, or set rollout.gpus and "
+            "learner.gpus_per_rank",
+        )
+    if weights.transport == "nccl" and job.rollout.colocate:
+        yield (
+            "weights.transport",
+            "nccl cannot connect two processes on one GPU; use object_store on shared devices",
+        )
+    if weights.probe and job.model.dtype == "bfloat16" and weights.max_probe_error < 0.05:
+        yield (
+            "weights.max_probe_error",
+            f"{weights.max_probe_error:g} is less than two bfloat16 programs differ by anyhow; "
+            "set it to about 0.3",
+        )
+
+
+def _times(job: JobConfig) -> Iterator[Finding]:
+    watchdog_s = job.telemetry.watchdog_s
+    for key, deadline_s in (
+        ("replay.lease_timeout_s", job.replay.lease_timeout_s),
+        ("replay.call_timeout_s", job.replay.call_timeout_s),
+        ("weights.timeout_s", job.weights.timeout_s),
+        ("reward.timeout_s", job.reward.timeout_s),
+    ):
+        if watchdog_s <= deadline_s:
+            yield (
+                "telemetry.watchdog_s",
+                f"{watchdog_s:g} s would end the job before {key} ({deadline_s:g} s) does its "
+                "work; raise it above",
+            )
