@@ -72,8 +72,14 @@ class LearnerEngine:
         """Clip and apply the gradients; returns the global norm before clipping."""
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
+        # Without ZeRO DeepSpeed keeps no norm; the gradients are whole on every rank then.
+        whole = self._whole_norm() if self._config.zero_stage == 0 else None
         self._engine.step()
-        return float(self._engine.get_global_grad_norm() or 0.0)
+        return self._engine.get_global_grad_norm() if whole is None else whole  # type: ignore[no-any-return]
+
+    def _whole_norm(self) -> float:
+        gradients = [p.grad for p in self.policy.parameters() if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients))
 
     def all_sum(self, values: Tensor) -> Tensor:
         """The sum over ranks, on every rank."""

@@ -6,10 +6,11 @@ The machine keeps its own list of live leases and judges every batch from the ou
 from __future__ import annotations
 
 import json
+import random
 from collections import Counter
 from typing import Any
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -21,21 +22,23 @@ from slipstream.records import Batch, Group, Lease, Prompt, RefusalReason, Stop,
 TIMEOUT_S = 10.0
 WORKERS = ("w0", "w1")
 
-rules_of_any_job = st.builds(
-    Rules,
-    group_size=st.just(2),
-    groups_per_batch=st.integers(1, 3),
-    num_steps=st.sampled_from([3, 100]),
-    max_staleness=st.integers(0, 3),
-    on_stale=st.sampled_from(["wait", "wait", "requeue", "drop", "clip"]),
-    select=st.sampled_from(["fifo", "freshest", "priority", "random"]),
-    whole_batches=st.booleans(),
-    max_uses=st.integers(1, 3),
-    dynamic_sampling=st.booleans(),
-    max_attempts=st.integers(1, 2),
-    lease_timeout_s=st.just(TIMEOUT_S),
-    num_sharing_workers=st.sampled_from([0, 0, 2]),
-)
+def rules_of_any_job(seed: int) -> Rules:
+    """Drawn evenly, where a strategy would favour the simplest job."""
+    chance = random.Random(seed)
+    return Rules(
+        group_size=2,
+        groups_per_batch=chance.choice([1, 2, 3]),
+        num_steps=chance.choice([3, 1000, 1000, 1000]),
+        max_staleness=chance.choice([0, 1, 2, 3]),
+        on_stale=chance.choice(["wait", "wait", "wait", "requeue", "drop", "clip"]),
+        select=chance.choice(["fifo", "freshest", "priority", "random"]),
+        whole_batches=chance.random() < 0.2,
+        max_uses=chance.choice([1, 2, 3]),
+        dynamic_sampling=chance.random() < 0.3,
+        max_attempts=chance.choice([1, 2]),
+        lease_timeout_s=TIMEOUT_S,
+        num_sharing_workers=chance.choice([0, 0, 0, 2]),
+    )
 
 
 def prompt_at(ordinal: int) -> Prompt | None:
@@ -43,10 +46,11 @@ def prompt_at(ordinal: int) -> Prompt | None:
 
 
 class BufferMachine(RuleBasedStateMachine):
-    @initialize(rules=rules_of_any_job)
-    def start(self, rules: Rules) -> None:
-        self.rules = rules
-        self.buffer = ReplayBuffer(rules, prompt_at)
+    @initialize(seed=st.integers(0, 2**32))
+    def start(self, seed: int) -> None:
+        self.rules = rules_of_any_job(seed)
+        note(str(self.rules))
+        self.buffer = ReplayBuffer(self.rules, prompt_at)
         self.now_s = 0.0
         self.granted: list[Lease] = []  # all there ever were
         self.live: dict[int, Lease] = {}
@@ -90,6 +94,19 @@ class BufferMachine(RuleBasedStateMachine):
         self.incarnations[worker] += 1
         self.live = {i: lease for i, lease in self.live.items() if lease.worker != worker}
         self._lease(worker, 0)
+
+    @rule(seed=st.integers(0, 2**32))
+    def work_and_train(self, seed: int) -> None:
+        """New leases, some prompts finish in any order, the learner takes what it can."""
+        chance = random.Random(seed)
+        for worker in WORKERS:
+            self._lease(worker, chance.randint(0, 3))
+        live = list(self.live.values())
+        for lease in chance.sample(live, min(len(live), chance.randint(0, 5))):
+            version = chance.choice([lease.min_version, self.buffer.version])
+            self._put(scripted_group(lease, rewards=(0, chance.choice([1, 2])), version=version))
+        if isinstance(self._take(), Batch):
+            self._train()
 
     @rule()
     def take(self) -> None:

@@ -1,0 +1,63 @@
+"""One rank of a learner, without Ray: trains 5 steps under each setting, saves the weights.
+
+    python learner_ranks.py MODEL OUT RANK NUM_RANKS PORT SETTING...
+
+A setting is `ZERO_STAGE:MAX_TOKENS_PER_MICROBATCH`. Rank 0 writes OUT/<setting>.npz.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    model, out, rank, num_ranks, port, *settings = sys.argv[1:]
+    os.environ.update(
+        RANK=rank,
+        LOCAL_RANK=rank,
+        WORLD_SIZE=num_ranks,
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=port,
+        DS_ACCELERATOR="cpu",
+        OMP_NUM_THREADS="1",
+    )
+    import numpy as np
+    import torch
+    import torch.distributed as dist
+
+    from learner.engine import LearnerEngine
+    from learner.policy import load_policy
+    from learner.step import LearnerStep
+    from learner.weights import full_parameters
+    from tests.helpers.jobs import make_batch, make_job
+
+    torch.manual_seed(0)
+    dist.init_process_group("gloo")
+    for setting in settings:
+        stage, max_tokens = map(int, setting.split(":"))
+        job = make_job(
+            model,
+            learner={
+                "zero_stage": stage,
+                "max_tokens_per_microbatch": max_tokens,
+                "num_ranks": int(num_ranks),
+                "max_grad_norm": 0.1,
+                # Adam turns rounding noise of tiny gradients into steps of this size.
+                "learning_rate": 3e-4,
+            },
+        )
+        engine = LearnerEngine(load_policy(job.model), job, torch.device("cpu"))
+        step = LearnerStep(job, engine, None)
+        norms = [step.run(make_batch(version))["grad_norm"] for version in range(5)]
+        weights = {
+            name: tensor.numpy() for bucket in full_parameters(engine, 10_000) for name, tensor in bucket
+        }
+        if engine.rank == 0:
+            np.savez(Path(out) / f"{setting}.npz", grad_norms=np.array(norms), **weights)
+        engine.close()
+
+
+if __name__ == "__main__":
+    main()

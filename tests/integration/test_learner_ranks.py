@@ -1,0 +1,71 @@
+"""Ranks, ZeRO stages and microbatches change how a step is computed, never what it is."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.helpers.jobs import make_model
+
+PROGRAM = Path(__file__).with_name("learner_ranks.py")
+ROOT = Path(__file__).parents[2]
+WHOLE, MANY = 4096, 40  # padded tokens: one microbatch, and about eight
+
+
+def train(model: Path, out: Path, num_ranks: int, settings: list[str]) -> None:
+    out.mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = [sys.executable, str(PROGRAM), str(model), str(out)]
+    ranks = [
+        subprocess.Popen(
+            [*arguments, str(rank), str(num_ranks), str(port), *settings],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(num_ranks)
+    ]
+    for rank in ranks:
+        output, _ = rank.communicate(timeout=400)
+        assert rank.returncode == 0, output[-3000:]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, np.ndarray]]:
+    """`ranks/setting` -> name -> array, after 5 steps."""
+    directory = tmp_path_factory.mktemp("ranks")
+    model = make_model(directory / "model")
+    many = [f"{stage}:{MANY}" for stage in range(4)]
+    train(model, directory / "1", 1, [f"0:{WHOLE}", *many])
+    train(model, directory / "2", 2, many)
+    return {
+        f"{ranks}/{path.stem}": dict(np.load(path))
+        for ranks in ("1", "2")
+        for path in (directory / ranks).glob("*.npz")
+    }
+
+
+@pytest.mark.parametrize("stage", range(4))
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_the_weights_after_five_steps_are_the_same(
+    weights: dict[str, dict[str, np.ndarray]], num_ranks: int, stage: int
+) -> None:
+    expected, found = weights[f"1/0:{WHOLE}"], weights[f"{num_ranks}/{stage}:{MANY}"]
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, atol=1e-5, rtol=0, err_msg=name)
+
+
+def test_training_changed_the_weights(weights: dict[str, dict[str, np.ndarray]]) -> None:
+    norms = weights[f"1/0:{WHOLE}"]["grad_norms"]
+    assert (norms > 0.1).all(), "clipping was not exercised"
