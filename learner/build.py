@@ -38,7 +38,6 @@ def build_loop(
     torch.manual_seed(job.seed)
     device = _join(job)
     policy = load_policy(job.model)
-    vocabulary = int(policy.hf.config.get_text_config().vocab_size)
     engine = LearnerEngine(policy, job, device)
     version = 0
     if resume:
@@ -52,7 +51,7 @@ def build_loop(
         step=LearnerStep(job, engine, _reference(job, device)),
         replay=replay,
         publisher=_publisher(job, engine, put, announce),
-        prober=Prober(engine, vocabulary, job.seed) if job.weights.probe else None,
+        prober=_prober(job, engine),
         barrier=engine.barrier,
         write_commit=_commit_writer(job, engine, checkpoints),
         events=events,
@@ -72,6 +71,18 @@ def _reference(job: JobConfig, device: torch.device) -> Policy | None:
     if job.algorithm.kl.coefficient == 0:
         return None
     return load_policy(job.model).to(device).eval().requires_grad_(False)
+
+
+def _prober(job: JobConfig, engine: LearnerEngine) -> Prober | None:
+    if not job.weights.probe:
+        return None
+    context = job.data.max_prompt_tokens + job.rollout.max_new_tokens
+    return Prober(
+        engine,
+        vocabulary=int(engine.policy.hf.config.get_text_config().vocab_size),
+        max_tokens=context - 1,  # an engine also samples one token
+        seed=job.seed,
+    )
 
 
 def _publisher(

@@ -18,7 +18,7 @@ from learner.engine import LearnerEngine, full_numel
 from slipstream.records import Probe, TensorSpec, TokenIds, WeightUpdate
 
 Named = tuple[str, Tensor]
-NUM_PROBE_TOKENS = 32
+MAX_PROBE_TOKENS = 32
 
 
 def full_parameters(engine: LearnerEngine, bucket_bytes: int) -> Iterator[list[Named]]:
@@ -113,13 +113,18 @@ def _packed(bucket: list[Named]) -> Any:
 
 
 class Prober:
-    """Measures the learner's log-probs of fixed tokens, for engines to compare with."""
+    """Measures the learner's log-probs of fixed tokens, for engines to compare with.
 
-    def __init__(self, engine: LearnerEngine, vocabulary: int, seed: int) -> None:
+    `max_tokens` is what an engine can take as a prompt.
+    """
+
+    def __init__(
+        self, engine: LearnerEngine, *, vocabulary: int, max_tokens: int, seed: int
+    ) -> None:
         self._engine = engine
-        generator = np.random.default_rng(seed)
-        self._token_ids: TokenIds = generator.integers(
-            0, vocabulary, NUM_PROBE_TOKENS, dtype=np.int32
+        num_tokens = min(MAX_PROBE_TOKENS, max_tokens)
+        self._token_ids: TokenIds = np.random.default_rng(seed).integers(
+            0, vocabulary, num_tokens, dtype=np.int32
         )
 
     @torch.no_grad()

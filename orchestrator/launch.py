@@ -55,6 +55,7 @@ def launch(
         if context.dashboard_url:
             progress.note(f"Ray dashboard: http://{context.dashboard_url}")
         with Fleet.start(job, plan, run_dir.path, resume=resume) as fleet:
+            interrupts.patient = True
             progress.note(f"all roles ready after {time.time() - launched_s:.0f} s")
             _Run(job, fleet, run_dir, state, progress, interrupts).run_to_end()
     wall_s = time.time() - launched_s

@@ -77,7 +77,9 @@ def _selected(
     """As many of the oldest as their deadlines demand, then by policy.
 
     Groups that have trained before (`max_uses`) only fill what unused ones leave, and never
-    make a whole batch: a step without new data waits.
+    make a whole batch: a step without new data waits. Under `wait` they fill only while
+    running prompts leave room: a step on fewer than B new groups brings the others as much
+    nearer to their deadlines as a step on B does.
     """
     size = rules.groups_per_batch
     unused = [entry for entry in candidates if entry.uses == 0]

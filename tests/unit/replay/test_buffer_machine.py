@@ -22,6 +22,7 @@ from slipstream.records import Batch, Group, Lease, Prompt, RefusalReason, Stop,
 TIMEOUT_S = 10.0
 WORKERS = ("w0", "w1")
 
+
 def rules_of_any_job(seed: int) -> Rules:
     """Drawn evenly, where a strategy would favour the simplest job."""
     chance = random.Random(seed)
@@ -48,9 +49,9 @@ def prompt_at(ordinal: int) -> Prompt | None:
 class BufferMachine(RuleBasedStateMachine):
     @initialize(seed=st.integers(0, 2**32))
     def start(self, seed: int) -> None:
-        self.rules = rules_of_any_job(seed)
-        note(str(self.rules))
-        self.buffer = ReplayBuffer(self.rules, prompt_at)
+        self.job = rules_of_any_job(seed)
+        note(str(self.job))
+        self.buffer = ReplayBuffer(self.job, prompt_at)
         self.now_s = 0.0
         self.granted: list[Lease] = []  # all there ever were
         self.live: dict[int, Lease] = {}
@@ -122,7 +123,7 @@ class BufferMachine(RuleBasedStateMachine):
     def crash_and_resume(self) -> None:
         snapshot = json.loads(json.dumps(self.buffer.snapshot()))
         pending = set(self.buffer.ledger.pending)
-        self.buffer = ReplayBuffer(self.rules, prompt_at, snapshot)
+        self.buffer = ReplayBuffer(self.job, prompt_at, snapshot)
         self.live, self.batch = {}, None
         self.granted.clear()
         assert set(self.buffer.ledger.pending) == pending
@@ -138,7 +139,7 @@ class BufferMachine(RuleBasedStateMachine):
             reply = self._take()
             if not isinstance(reply, Wait):
                 break
-            assert granted or self.rules.on_stale == "requeue", f"stuck: {reply.reason}"
+            assert granted or self.job.on_stale == "requeue", f"stuck: {reply.reason}"
         else:
             raise AssertionError("no batch though all work was done")
         if isinstance(reply, Batch):
@@ -161,18 +162,18 @@ class BufferMachine(RuleBasedStateMachine):
         stats = self.buffer.stats()
         assert stats["num_running"] == len(self.live)
         outstanding = len(self.buffer.ledger.pending) - stats["num_requeued"]
-        assert outstanding <= (self.rules.max_staleness + 1) * self.rules.groups_per_batch
+        assert outstanding <= (self.job.max_staleness + 1) * self.job.groups_per_batch
 
     @invariant()
     def wait_never_finds_a_group_too_old(self) -> None:
         stats = self.buffer.stats()
-        if self.rules.on_stale in ("wait", "clip") or self.rules.whole_batches:
+        if self.job.on_stale in ("wait", "clip") or self.job.whole_batches:
             assert "stale" not in stats["drops"]
             assert "stale" not in stats["reissues"]
-        if self.rules.on_stale == "wait":
+        if self.job.on_stale == "wait":
             for entry in self.buffer._shelf.entries.values():
                 lag = self.buffer.version - entry.group.oldest_version
-                assert lag <= self.rules.max_staleness
+                assert lag <= self.job.max_staleness
 
     # --- helpers --------------------------------------------------------------------
 
@@ -204,21 +205,21 @@ class BufferMachine(RuleBasedStateMachine):
             self._judge(reply)
             self.batch = reply
         if isinstance(reply, Stop):
-            assert self.buffer.version == self.rules.num_steps
+            assert self.buffer.version == self.job.num_steps
         return reply
 
     def _judge(self, batch: Batch) -> None:
-        rules, version = self.rules, self.buffer.version
+        job, version = self.job, self.buffer.version
         ordinals = [entry.group.ordinal for entry in batch.groups]
-        assert batch.version == version < rules.num_steps
+        assert batch.version == version < job.num_steps
         assert ordinals == sorted(set(ordinals))
-        assert len(ordinals) == rules.groups_per_batch
+        assert len(ordinals) == job.groups_per_batch
         assert any(entry.use == 1 for entry in batch.groups)
         for entry in batch.groups:
             assert entry.lag == version - entry.group.oldest_version >= 0
-            assert entry.lag <= rules.max_staleness or rules.on_stale == "clip"
-            assert entry.use == self.uses[entry.group.ordinal] + 1 <= rules.max_uses
-        if rules.whole_batches:
+            assert entry.lag <= job.max_staleness or job.on_stale == "clip"
+            assert entry.use == self.uses[entry.group.ordinal] + 1 <= job.max_uses
+        if job.whole_batches:
             assert ordinals == sorted(self.buffer.ledger.pending)[: len(ordinals)]
 
     def _train(self) -> None:

@@ -27,7 +27,8 @@ class CharTokenizer:
     def apply_chat_template(
         self, conversation: list[Message], *, add_generation_prompt: bool, tokenize: bool
     ) -> str:
-        assert add_generation_prompt and not tokenize
+        assert add_generation_prompt
+        assert not tokenize
         if any(m["role"] == "unknown" for m in conversation):
             raise ValueError("no such role")
         return "".join(f"<{m['role']}>{m['content']}" for m in conversation) + "<assistant>"
@@ -70,7 +71,8 @@ def test_text(item: Mapping[str, Any], source: Mapping[str, Any], expected: str)
 def test_plain_text_gets_the_tokenizers_special_tokens_and_a_chat_does_not() -> None:
     plain = JsonlSource.model_validate({"kind": "jsonl", "path": "x"})
     _, ids = render({"prompt": "a"}, 0, plain, CharTokenizer())
-    assert (ids.dtype, ids.tolist()) == (np.int32, [BOS, ord("a")])
+    assert ids.dtype == np.int32
+    assert ids.tolist() == [BOS, ord("a")]
     chat = plain.model_copy(update={"chat": True})
     text, ids = renderer(chat, CharTokenizer())({"prompt": "a"}, 0)
     assert ids.tolist() == [ord(c) for c in text]

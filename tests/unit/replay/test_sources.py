@@ -98,7 +98,7 @@ def test_parquet_that_is_missing_or_broken(tmp_path: Path) -> None:
 def test_hub_from_a_local_directory(tmp_path: Path) -> None:
     write_parquet(tmp_path / "set" / "data" / "train-0.parquet", ROWS)
     assert rows(opened("hub", name=str(tmp_path / "set"))) == ROWS
-    with pytest.raises(DataError, match="the split 'test' of the data set .*check name"):
+    with pytest.raises(DataError, match=r"the split 'test' of the data set .*check name"):
         opened("hub", name=str(tmp_path / "set"), split="test")
 
 

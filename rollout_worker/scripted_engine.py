@@ -1,0 +1,102 @@
+"""An engine without a model: the same tokens for the same seed, in no time.
+
+For contract and chaos tests only; nothing that it does says anything about the product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from rollout_worker.engine import GREEDY, Generation, GenerationRequest
+from slipstream.records import FinishReason, LogProbs, TokenIds, VersionSpan
+
+
+@dataclass(slots=True)
+class _Answer:
+    request: GenerationRequest
+    random: np.random.Generator
+    token_ids: list[int] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
+
+
+class ScriptedEngine:
+    """Uniform tokens over `vocabulary`, one of which ends the answer."""
+
+    def __init__(self, *, num_slots: int = 16, vocabulary: int = 24, eos_token_id: int = 1) -> None:
+        self._num_slots = num_slots
+        self._vocabulary = vocabulary
+        self._eos_token_id = eos_token_id
+        self._version = -1
+        self._answers: dict[str, _Answer] = {}  # in the order submitted
+        self.asleep = False
+
+    @property
+    def version(self) -> int:
+        return self._version
+
+    @property
+    def num_running(self) -> int:
+        return len(self._answers)
+
+    def submit(self, request: GenerationRequest) -> None:
+        seed = 0 if request.temperature == GREEDY else request.seed
+        self._answers[request.request_id] = _Answer(request, np.random.default_rng(seed))
+
+    def step(self) -> list[Generation]:
+        assert not self.asleep
+        done = []
+        for answer in list(self._answers.values())[: self._num_slots]:
+            token = int(answer.random.integers(self._vocabulary))
+            answer.token_ids.append(token)
+            answer.versions.append(self._version)
+            ended = token == self._eos_token_id
+            if ended or len(answer.token_ids) == answer.request.max_new_tokens:
+                del self._answers[answer.request.request_id]
+                done.append(self._generation(answer, ended=ended))
+        return done
+
+    def abort(self, request_ids: Sequence[str]) -> None:
+        for request_id in request_ids:
+            self._answers.pop(request_id, None)
+
+    def load(self, version: int, tensors: Iterator[tuple[str, Any]]) -> None:
+        for _ in tensors:
+            pass
+        self._version = version
+
+    def score(self, token_ids: TokenIds) -> LogProbs:
+        return self._logprobs(len(token_ids) - 1)
+
+    def sleep(self) -> None:
+        assert not self._answers
+        self.asleep = True
+
+    def wake(self) -> None:
+        self.asleep = False
+
+    def close(self) -> None:
+        self._answers.clear()
+
+    def _generation(self, answer: _Answer, *, ended: bool) -> Generation:
+        return Generation(
+            request_id=answer.request.request_id,
+            token_ids=np.asarray(answer.token_ids, dtype=np.int32),
+            logprobs=self._logprobs(len(answer.token_ids)),
+            spans=tuple(_spans(answer.versions)),
+            finish_reason=FinishReason.EOS if ended else FinishReason.LENGTH,
+        )
+
+    def _logprobs(self, count: int) -> LogProbs:
+        return np.full(count, -np.log(self._vocabulary), dtype=np.float32)
+
+
+def _spans(versions: list[int]) -> Iterator[VersionSpan]:
+    start = 0
+    for place in range(1, len(versions) + 1):
+        if place == len(versions) or versions[place] != versions[start]:
+            yield VersionSpan(version=versions[start], start=start, stop=place)
+            start = place
