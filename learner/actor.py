@@ -75,13 +75,18 @@ class LearnerRank:
     def start(
         self,
         address: tuple[str, int],
+        weights_address: tuple[str, int],
         replay: ReplayForLearners,
         board: Any,
+        workers: Sequence[Any],
         run_dir: Path,
         *,
         resume: bool,
     ) -> int:
-        """Load the model, meet the other ranks; returns the version it starts from."""
+        """Load the model, meet the other ranks; returns the version it starts from.
+
+        The ranks meet at `address`; with `nccl` rank 0 meets the workers at `weights_address`.
+        """
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address[0], str(address[1])
         from learner.build import build_loop
 
@@ -91,11 +96,25 @@ class LearnerRank:
             except ray.exceptions.GetTimeoutError:
                 raise DeadlineExceeded("the weight board did not take an update") from None
 
+        def call_workers(call: str, payloads: Sequence[Any]) -> None:
+            calls = [
+                worker.transfer.remote(call, payload)
+                for worker, payload in zip(workers, payloads, strict=True)
+            ]
+            try:
+                ray.get(calls, timeout=self._job.weights.timeout_s)
+            except ray.exceptions.GetTimeoutError:
+                raise DeadlineExceeded(
+                    f"the workers did not finish {call} within {self._job.weights.timeout_s} s"
+                ) from None
+
         self._loop = build_loop(
             self._job,
             replay=replay,
             put=ray.put,
             announce=announce,
+            call_workers=call_workers,
+            rendezvous=weights_address,
             checkpoints=run_dir / "checkpoints",
             resume=resume,
             events=self._events,

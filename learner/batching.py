@@ -8,6 +8,7 @@ under ZeRO-2 and 3 each forward and backward is a collective.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 Microbatch = list[int]  # indices of rollouts; empty where another rank has one more
 
@@ -15,7 +16,7 @@ Microbatch = list[int]  # indices of rollouts; empty where another rank has one 
 def minibatches(num_groups: int, count: int) -> list[range]:
     """`count` contiguous ranges of groups, sizes differing by at most one."""
     bounds = [num_groups * index // count for index in range(count + 1)]
-    return [range(start, stop) for start, stop in zip(bounds, bounds[1:], strict=False)]
+    return [range(start, stop) for start, stop in pairwise(bounds)]
 
 
 def microbatches(

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from learner import checkpoint
 from learner.engine import LearnerEngine
 from learner.loop import LearnerLoop, WriteCommit
+from learner.nccl import CallWorkers, NcclPublisher
 from learner.policy import Policy, load_policy
 from learner.step import LearnerStep
 from learner.weights import ObjectStorePublisher, Prober, full_parameters
@@ -30,6 +31,8 @@ def build_loop(
     replay: ReplayForLearners,
     put: Callable[[Any], Any],
     announce: Callable[[WeightUpdate], None],
+    call_workers: CallWorkers,
+    rendezvous: tuple[str, int],
     checkpoints: Path,
     resume: bool,
     events: EventLog,
@@ -50,7 +53,7 @@ def build_loop(
         version=version,
         step=LearnerStep(job, engine, _reference(job, device)),
         replay=replay,
-        publisher=_publisher(job, engine, put, announce),
+        publisher=_publisher(job, engine, put, announce, call_workers, rendezvous),
         prober=_prober(job, engine),
         barrier=engine.barrier,
         write_commit=_commit_writer(job, engine, checkpoints),
@@ -90,16 +93,23 @@ def _publisher(
     engine: LearnerEngine,
     put: Callable[[Any], Any],
     announce: Callable[[WeightUpdate], None],
+    call_workers: CallWorkers,
+    rendezvous: tuple[str, int],
 ) -> WeightPublisher:
+    bucket_bytes = job.weights.bucket_mib * MIB
     match job.weights.transport:
         case "object_store":
             return ObjectStorePublisher(
-                engine, bucket_bytes=job.weights.bucket_mib * MIB, put=put, announce=announce
+                engine, bucket_bytes=bucket_bytes, put=put, announce=announce
             )
         case "nccl":
-            from learner.nccl import NcclPublisher
-
-            return NcclPublisher(job, engine, announce=announce)
+            return NcclPublisher(
+                job,
+                engine,
+                bucket_bytes=bucket_bytes,
+                call_workers=call_workers,
+                rendezvous=rendezvous,
+            )
 
 
 def _commit_writer(job: JobConfig, engine: LearnerEngine, root: Path) -> WriteCommit:
@@ -110,7 +120,7 @@ def _commit_writer(job: JobConfig, engine: LearnerEngine, root: Path) -> WriteCo
             checkpoint.begin(root, version)
         engine.barrier()
         engine.save(directory / "learner")
-        weights = {}
+        weights: dict[str, torch.Tensor] = {}
         for bucket in full_parameters(engine, job.weights.bucket_mib * MIB):
             weights.update(bucket)
         if engine.rank == 0:

@@ -75,7 +75,7 @@ class LearnerEngine:
         # Without ZeRO DeepSpeed keeps no norm; the gradients are whole on every rank then.
         whole = self._whole_norm() if self._config.zero_stage == 0 else None
         self._engine.step()
-        return self._engine.get_global_grad_norm() if whole is None else whole  # type: ignore[no-any-return]
+        return float(self._engine.get_global_grad_norm()) if whole is None else whole
 
     def _whole_norm(self) -> float:
         gradients = [p.grad for p in self.policy.parameters() if p.grad is not None]

@@ -60,7 +60,8 @@ def to_tensors(
     rows = max(1, len(samples))
     width = max([2, *(sample.num_tokens for sample in samples)])
     tokens = np.zeros((rows, width), dtype=np.int64)
-    mask, logprobs, advantage = (np.zeros((rows, width), dtype=np.float32) for _ in range(3))
+    mask = np.zeros((rows, width), dtype=np.float32)
+    logprobs, advantage = np.zeros_like(mask), np.zeros_like(mask)
     for row, sample in enumerate(samples):
         start, stop = len(sample.prompt_token_ids), sample.num_tokens
         tokens[row, :start] = sample.prompt_token_ids
@@ -68,13 +69,10 @@ def to_tensors(
         mask[row, start:stop] = 1.0
         logprobs[row, start:stop] = sample.rollout.logprobs
         advantage[row, start:stop] = advantages[row]
-    tensors = {
-        "inputs_BT": tokens[:, :-1],
-        "targets_BT": tokens[:, 1:],
-        "mask_BT": mask[:, 1:],
-        "behaviour_logprobs_BT": logprobs[:, 1:],
-        "advantages_BT": advantage[:, 1:],
-    }
     return SampleTensors(
-        **{name: torch.from_numpy(array.copy()).to(device) for name, array in tensors.items()}
+        inputs_BT=torch.tensor(tokens[:, :-1], device=device),
+        targets_BT=torch.tensor(tokens[:, 1:], device=device),
+        mask_BT=torch.tensor(mask[:, 1:], device=device),
+        behaviour_logprobs_BT=torch.tensor(logprobs[:, 1:], device=device),
+        advantages_BT=torch.tensor(advantage[:, 1:], device=device),
     )

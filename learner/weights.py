@@ -21,22 +21,25 @@ Named = tuple[str, Tensor]
 MAX_PROBE_TOKENS = 32
 
 
-def full_parameters(engine: LearnerEngine, bucket_bytes: int) -> Iterator[list[Named]]:
-    """Whole parameters under their Hugging Face names, by bucket; copies, on the CPU.
+def full_parameters(
+    engine: LearnerEngine, bucket_bytes: int, device: torch.device | str = "cpu"
+) -> Iterator[list[Named]]:
+    """Whole parameters under their Hugging Face names, by bucket; copies, on `device`.
 
     On other ranks than 0 the buckets are empty. The output layer is sent even where it is
     tied to the embeddings: vLLM keeps a repacked copy of its own.
     """
-    for bucket in _buckets(_named(engine), bucket_bytes):
+    for bucket in _buckets(named_parameters(engine), bucket_bytes):
         with engine.gathered([parameter for _, parameter in bucket]):
             yield [
-                (name, parameter.detach().to("cpu", copy=True))
+                (name, parameter.detach().to(device, copy=True))
                 for name, parameter in bucket
                 if engine.rank == 0
             ]
 
 
-def _named(engine: LearnerEngine) -> list[tuple[str, Any]]:
+def named_parameters(engine: LearnerEngine) -> list[tuple[str, Any]]:
+    """(name, parameter) in the order in which they are sent; tied ones under each name."""
     return list(engine.policy.hf.named_parameters(remove_duplicate=False))
 
 

@@ -29,7 +29,7 @@ from slipstream.records import Prompt
 CALL_TIMEOUT_S = 60.0
 PLACEMENT_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 30.0
-WORKER_THREADS = 4  # run, drain, request_evaluation, stop
+WORKER_THREADS = 5  # run, drain, request_evaluation, stop, transfer
 RANK_THREADS = 2  # run, drain
 
 
@@ -134,10 +134,16 @@ class Fleet:
     def _wait_until_ready(self, run_dir: Path, resume: bool) -> None:
         rollout_s, learner_s = self.job.rollout.start_timeout_s, self.job.learner.start_timeout_s
         self._eval_prompts = _get(self.replay.eval_prompts.remote(), rollout_s, "replay")
-        address = _get(self.ranks[0].actor.address.remote(), learner_s, self.ranks[0].name)
+        addresses = [
+            _get(self.ranks[0].actor.address.remote(), learner_s, self.ranks[0].name)
+            for _ in range(2)
+        ]
+        handles = [worker.actor for worker in self.workers]
         client = ReplayClient(self.replay)
         ranks = {
-            rank.name: rank.actor.start.remote(address, client, self.board, run_dir, resume=resume)
+            rank.name: rank.actor.start.remote(
+                *addresses, client, self.board, handles, run_dir, resume=resume
+            )
             for rank in self.ranks
         }
         workers = {

@@ -63,6 +63,10 @@ class RolloutWorkerActor:
         """Evaluate held-out prompts once the engine holds `version`."""
         self._worker.request_evaluation(version, prompts)
 
+    def transfer(self, call: str, payload: Mapping[str, Any]) -> None:
+        """One call of a weight transfer; answers when the loop has carried it out."""
+        self._worker.request_transfer(call, payload).result(timeout=self._job.weights.timeout_s)
+
     def drain(self) -> Sequence[Mapping[str, Any]]:
         return self._events.drain()
 

@@ -39,6 +39,7 @@ def build_worker(
         max_tokens=job.data.max_prompt_tokens + job.rollout.max_new_tokens,
         eos_token_ids=eos_token_ids(job.model, tokenizer),
         seed=job.seed,
+        transport=job.weights.transport,
     )
     return RolloutWorker(
         job,

@@ -5,9 +5,9 @@ The caller owns the loop, so that weights are exchanged exactly between two deco
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from slipstream.records import FinishReason, LogProbs, TokenIds, VersionSpan
 
@@ -62,6 +62,12 @@ class Engine(Protocol):
 
     def load(self, version: int, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
         """Exchange all weights. What is in flight goes on, its KV cache is kept."""
+
+    def transfer(self, call: str, payload: Mapping[str, Any]) -> None:
+        """One call of the engine's own GPU-to-GPU transfer, all of them but the last."""
+
+    def finish_transfer(self, version: int) -> None:
+        """The last call: what was transferred is in use from now on."""
 
     def score(self, token_ids: TokenIds) -> LogProbs:
         """(N - 1,) log-probs of tokens 1..N-1 given those before, at temperature 1.

@@ -5,7 +5,7 @@ For contract and chaos tests only; nothing that it does says anything about the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,6 +66,12 @@ class ScriptedEngine:
     def load(self, version: int, tensors: Iterator[tuple[str, Any]]) -> None:
         for _ in tensors:
             pass
+        self._version = version
+
+    def transfer(self, call: str, payload: Mapping[str, Any]) -> None:
+        assert call in ("init_weight_transfer_engine", "start_weight_update", "update_weights")
+
+    def finish_transfer(self, version: int) -> None:
         self._version = version
 
     def score(self, token_ids: TokenIds) -> LogProbs:

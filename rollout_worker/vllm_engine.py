@@ -14,7 +14,7 @@ that really sampled.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,14 +50,17 @@ class VllmEngine:
         max_tokens: int,
         eos_token_ids: Sequence[int],
         seed: int,
+        transport: str = "object_store",
     ) -> None:
         self._eos_token_ids = list(eos_token_ids)
         self._version = -1
         self._running: set[str] = set()
         self._finished_while_scoring: list[Generation] = []
-        self._scores: LogProbs | None = None
+        self._scores: list[LogProbs] = []
         self._sleeps = config.colocate and config.gpus > 0
-        self._engine = _build(model, config, max_tokens, seed, sleeps=self._sleeps)
+        self._engine = _build(
+            model, config, max_tokens, seed, sleeps=self._sleeps, transport=transport
+        )
 
     @property
     def version(self) -> int:
@@ -104,17 +107,26 @@ class VllmEngine:
         self._version = version
         self._engine.set_weight_version(str(version))
 
+    def transfer(self, call: str, payload: Mapping[str, Any]) -> None:
+        """vLLM's own lifecycle: init_weight_transfer_engine, start_weight_update and
+        update_weights. Needs a GPU; not run by this project's tests."""
+        self._engine.collective_rpc(call, kwargs=dict(payload))
+
+    def finish_transfer(self, version: int) -> None:
+        self._engine.collective_rpc("finish_weight_update")
+        self._version = version
+        self._engine.set_weight_version(str(version))
+
     def score(self, token_ids: TokenIds) -> LogProbs:
         from vllm import SamplingParams
 
         params = SamplingParams(
             temperature=1.0, max_tokens=1, prompt_logprobs=0, detokenize=False, ignore_eos=True
         )
-        self._scores = None
         self._add(_SCORE_ID, token_ids, params)
-        while self._scores is None:
+        while not self._scores:
             self._finished_while_scoring.extend(self._step_engine())
-        return self._scores
+        return self._scores.pop()
 
     def sleep(self) -> None:
         if self._sleeps:
@@ -137,7 +149,7 @@ class VllmEngine:
             if not output.finished:
                 continue
             if output.request_id == _SCORE_ID:
-                self._scores = _prompt_logprobs(output)
+                self._scores.append(_prompt_logprobs(output))
             elif output.request_id in self._running:
                 self._running.remove(output.request_id)
                 done.append(self._generation(output))
@@ -162,9 +174,16 @@ class VllmEngine:
 
 
 def _build(
-    model: ModelConfig, config: RolloutConfig, max_tokens: int, seed: int, *, sleeps: bool
+    model: ModelConfig,
+    config: RolloutConfig,
+    max_tokens: int,
+    seed: int,
+    *,
+    sleeps: bool,
+    transport: str,
 ) -> Any:
     from vllm import EngineArgs
+    from vllm.config import WeightTransferConfig
     from vllm.v1.engine.llm_engine import LLMEngine
 
     on_gpu = config.gpus > 0
@@ -188,6 +207,7 @@ def _build(
             enable_sleep_mode=sleeps,
             async_scheduling=False,
             disable_log_stats=True,
+            weight_transfer_config=WeightTransferConfig("nccl") if transport == "nccl" else None,
             **devices,
         )
     )

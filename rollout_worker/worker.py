@@ -14,12 +14,14 @@ what is in flight goes on under it.
 from __future__ import annotations
 
 import hashlib
+import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any
 
 from rollout_worker.engine import Engine, Generation, GenerationRequest
 from rollout_worker.evaluation import Evaluation, Evaluator
@@ -62,6 +64,19 @@ class _Call:
     ordinal: int | None = None
 
 
+@dataclass(slots=True)
+class _Transfer:
+    """One call of a weight transfer, asked for by the learner."""
+
+    call: str
+    payload: Mapping[str, Any]
+    done: Future[None] = field(default_factory=Future)
+
+
+# After these the engine may decode again: the group is formed, or a version is whole.
+_LAST_CALLS = ("init_weight_transfer_engine", "finish_weight_update")
+
+
 class RolloutWorker:
     """One engine's worth of rollouts. `turn` is one pass of the loop above."""
 
@@ -90,6 +105,7 @@ class RolloutWorker:
         self._busy = Busy()
         self._open: dict[int, _OpenGroup] = {}  # by lease id
         self._held: deque[Lease] = deque()  # wait for their version
+        self._transfers: queue.Queue[_Transfer] = queue.Queue()
         self._lease_call: _Call | None = None
         self._put_calls: deque[_Call] = deque()
         self._yielded = False
@@ -112,7 +128,7 @@ class RolloutWorker:
 
     def turn(self) -> bool:
         """One pass; returns whether anything was decoded or adopted."""
-        adopted = self._adopt_newer()
+        adopted = self._run_transfer() or self._adopt_newer()
         self._take_leases()
         self._start_held()
         self._evaluator.start_if_due()
@@ -131,6 +147,12 @@ class RolloutWorker:
         self._rewards.close()
         self._engine.close()
 
+    def request_transfer(self, call: str, payload: Mapping[str, Any]) -> Future[None]:
+        """Have the loop carry out one call of a weight transfer between two decode steps."""
+        transfer = _Transfer(call, payload)
+        self._transfers.put(transfer)
+        return transfer.done
+
     # --- weights ----------------------------------------------------------------------
 
     def _adopt_newer(self) -> bool:
@@ -144,16 +166,54 @@ class RolloutWorker:
         with self._busy.phase("adopt"):
             start_s = time.perf_counter()
             self._engine.load(update.version, self._receiver.tensors(update))
-            load_s = time.perf_counter() - start_s
-            probe_error = self._probe(update)
+            self._adopted(update, time.perf_counter() - start_s)
+        return True
+
+    def _run_transfer(self) -> bool:
+        """Carry out a transfer that has been asked for, from its first call to its last: the
+        engine decodes nothing with half of a version."""
+        if self._transfers.empty() or self._evaluator.generating:
+            return False
+        with self._busy.phase("adopt"):
+            start_s = time.perf_counter()
+            transfer = self._transfers.get()
+            while transfer.call not in _LAST_CALLS:
+                self._carry_out(transfer, start_s)
+                transfer = self._next_transfer()
+            self._carry_out(transfer, start_s)
+        return True
+
+    def _next_transfer(self) -> _Transfer:
+        timeout_s = self._job.weights.timeout_s
+        try:
+            return self._transfers.get(timeout=timeout_s)
+        except queue.Empty:
+            raise DeadlineExceeded(
+                f"{self._name}: the learner began a weight transfer and did not go on within "
+                f"{timeout_s} s (weights.timeout_s)"
+            ) from None
+
+    def _carry_out(self, transfer: _Transfer, start_s: float) -> None:
+        try:
+            if transfer.call == "finish_weight_update":
+                update: WeightUpdate = transfer.payload["update"]
+                self._engine.finish_transfer(update.version)
+                self._adopted(update, time.perf_counter() - start_s)
+            else:
+                self._engine.transfer(transfer.call, transfer.payload)
+        except Exception as error:
+            transfer.done.set_exception(error)
+            raise
+        transfer.done.set_result(None)
+
+    def _adopted(self, update: WeightUpdate, load_s: float) -> None:
         self._events.emit(
             "adopted",
             version=update.version,
             load_s=load_s,
             since_published_s=time.time() - update.published_at_s,
-            probe_error=probe_error,
+            probe_error=self._probe(update),
         )
-        return True
 
     def _probe(self, update: WeightUpdate) -> float | None:
         """Largest difference between engine and learner on the probe's tokens."""

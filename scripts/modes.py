@@ -62,8 +62,8 @@ def page(results: dict[str, dict[str, Any]], overrides: list[str]) -> str:
             "",
             f"`make modes`{' with ' + ' '.join(overrides) if overrides else ''}, "
             f"{datetime.now(tz=UTC):%Y-%m-%d}, {machine()}.",
-            f"The same seed, {set_of(steps)} steps, {set_of(groups)} trained groups each. Points in "
-            "brackets: difference to `sync`. Wall time is from the roles' readiness to the last "
+            f"The same seed, {set_of(steps)} steps, {set_of(groups)} trained groups each. Points "
+            "in brackets: difference to `sync`. Wall time is from the roles' readiness to the last "
             "step, evaluations included; starting up is not.",
             "",
             head,

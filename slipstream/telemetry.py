@@ -6,12 +6,14 @@ named phases, so that waiting is visible.
 
 Events (kind: fields beside role, index and time_s):
 
-    worker  `adopted`  version, load_s, probe_error (absent without a probe)
-            `busy`     seconds {generate, adopt, wait}, num_tokens, num_running, version; about once a second
+    rollout `adopted`  version, load_s, since_published_s, probe_error (None without a probe)
+            `busy`     seconds {generate, adopt, wait}, num_tokens, num_running, version;
+                       about once a second
             `refused`  ordinal, reason, detail
-            `eval`     version, num_prompts, greedy_accuracy, greedy_reward, sampled_reward, seconds
-    learner `step`     version (the one made), loss, reward, lags {lag: groups}, num_groups, num_rollouts,
-                       num_answer_tokens, tokens_sha256,
+            `eval`     version, num_prompts, num_failures, greedy_accuracy, greedy_reward,
+                       sampled_reward, seconds
+    learner `step`     version (the one made), loss, reward, lags {lag: groups}, num_groups,
+                       num_rollouts, num_answer_tokens, tokens_sha256,
                        seconds {wait, train, publish, commit}, metrics {name: value}
             `commit`   version, path, seconds
 """

@@ -144,7 +144,7 @@ AdvantageConfig = Annotated[GrpoAdvantage | ReinforceAdvantage, Field(discrimina
 
 
 class PpoClipLoss(Section):
-    """Clipped surrogate. PPO, arXiv 1707.06347; clip-higher and dual clip: DAPO, arXiv 2503.14476."""
+    """Clipped surrogate. PPO, arXiv 1707.06347; clip-higher: DAPO, arXiv 2503.14476."""
 
     kind: Literal["ppo_clip"] = "ppo_clip"
     clip_low: PositiveFloat = 0.2

@@ -36,9 +36,7 @@ def vllm_engine(model_dir: Path) -> Iterator[Engine]:
 
     job = make_job(model_dir)
     prepare_environment(job.rollout, [0])
-    engine = VllmEngine(
-        job.model, job.rollout, max_tokens=MAX_TOKENS, eos_token_ids=[EOS], seed=0
-    )
+    engine = VllmEngine(job.model, job.rollout, max_tokens=MAX_TOKENS, eos_token_ids=[EOS], seed=0)
     yield engine
     engine.close()
 
@@ -250,4 +248,6 @@ def test_each_span_matches_its_own_versions_weights(vllm_engine: Engine, model_d
     expected = all_TV[len(PROMPT) - 1 :].numpy()
     np.testing.assert_allclose(answer.logprobs, expected, atol=EXACT)
     only_new = expected_logprobs(reference(new, model_dir), tokens[0].numpy())[len(PROMPT) - 1 :]
-    assert abs(only_new[:switch] - answer.logprobs[:switch]).max() > EXACT, "the spans do not differ"
+    assert abs(only_new[:switch] - answer.logprobs[:switch]).max() > EXACT, (
+        "the spans do not differ"
+    )

@@ -52,7 +52,9 @@ def main() -> None:
         step = LearnerStep(job, engine, None)
         norms = [step.run(make_batch(version))["grad_norm"] for version in range(5)]
         weights = {
-            name: tensor.numpy() for bucket in full_parameters(engine, 10_000) for name, tensor in bucket
+            name: tensor.numpy()
+            for bucket in full_parameters(engine, 10_000)
+            for name, tensor in bucket
         }
         if engine.rank == 0:
             np.savez(Path(out) / f"{setting}.npz", grad_norms=np.array(norms), **weights)
