@@ -24,9 +24,8 @@ from typing import Any
 
 import reasoning_gym
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 HERE = Path(__file__).parent
 TASK = "chain_sum"
@@ -40,7 +39,7 @@ HELDOUT_SEED, NUM_HELDOUT = 1_000_000, 512
 VALIDATION_SEED, NUM_VALIDATION = 2_000_000, 512
 PRETRAIN_SEED, PRETRAIN_SIZE = 3_000_000, 10_000_000
 
-TOKENS = ["<pad>", "<eos>", "<unk>", *"0123456789", "+", "-", "=", " ", " + ", " - "]
+TOKENS = ["<pad>", "<eos>", "<unk>", *"0123456789", "+", "-", "=", "Ġ", "Ġ+", "Ġ-"]  # Ġ is a space
 MAX_ANSWER_TOKENS = 8
 NOT_TRAINED = -100
 
@@ -71,24 +70,22 @@ def draw_new(items: Iterator[Item], num_items: int, seen: set[str]) -> list[Item
     )
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a character, but " + " and " - " between two terms are one token each."""
-    tokenizer = Tokenizer(
-        models.WordLevel({token: i for i, token in enumerate(TOKENS)}, unk_token="<unk>")
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r" [+-] |[\s\S]"), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+def make_tokenizer() -> Qwen2Tokenizer:
+    """One token a character, but an operator and the space before it are one.
+
+    It is Qwen2's own class because AutoTokenizer takes no other beside a Qwen2 model.
+    """
+    return Qwen2Tokenizer(
+        vocab={token: token_id for token_id, token in enumerate(TOKENS)},
+        merges=[("Ġ", "+"), ("Ġ", "-")],
         pad_token="<pad>",
         eos_token="<eos>",
         unk_token="<unk>",
         padding_side="left",
-        clean_up_tokenization_spaces=False,
     )
 
 
-def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
+def make_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
     return Qwen2ForCausalLM(
         Qwen2Config(
             vocab_size=len(TOKENS),
@@ -106,9 +103,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
     )
 
 
-def to_batch(
-    items: list[Item], tokenizer: PreTrainedTokenizerFast
-) -> tuple[torch.Tensor, torch.Tensor]:
+def to_batch(items: list[Item], tokenizer: Qwen2Tokenizer) -> tuple[torch.Tensor, torch.Tensor]:
     """Right-padded token ids and labels; only the answer and its <eos> are trained."""
     prompts = [tokenizer.encode(prompt_of(item)) for item in items]
     answers = [[*tokenizer.encode(item["answer"]), tokenizer.eos_token_id] for item in items]
@@ -125,7 +120,7 @@ def to_batch(
 @torch.no_grad()
 def accuracy(
     model: Qwen2ForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: Qwen2Tokenizer,
     items: list[Item],
     *,
     samples_per_item: int = 0,
@@ -149,7 +144,7 @@ def accuracy(
 
 def train(
     model: Qwen2ForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: Qwen2Tokenizer,
     stream: Iterator[Item],
     validation: list[Item],
     args: argparse.Namespace,
@@ -190,7 +185,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=HERE / "base_model")
     parser.add_argument("--heldout", type=Path, default=HERE / "heldout.jsonl")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--stop-accuracy", type=float, default=0.40)
@@ -228,6 +223,7 @@ def main() -> None:
     args.heldout.write_text("".join(json.dumps(item) + "\n" for item in heldout))
 
     saved = Qwen2ForCausalLM.from_pretrained(args.out, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(args.out)
     greedy = accuracy(saved, tokenizer, heldout)
     sampled = accuracy(saved, tokenizer, heldout, samples_per_item=8)
     print(

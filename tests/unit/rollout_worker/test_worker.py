@@ -1,0 +1,289 @@
+"""The worker's loop with a scripted engine, and replay in this process."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+import pytest
+
+from replay.buffer import ReplayBuffer
+from replay.rules import Rules
+from replay.scripted import LocalReplay, scripted_prompt
+from rollout_worker.scripted_engine import ScriptedEngine
+from rollout_worker.worker import RolloutWorker, rollout_seed
+from slipstream.errors import DeadlineExceeded, ProbeMismatch
+from slipstream.records import (
+    Batch,
+    FailureReason,
+    Probe,
+    RolloutFailure,
+    Stop,
+    WeightUpdate,
+)
+from slipstream.telemetry import EventLog
+from tests.helpers.jobs import make_job
+
+Scores = Callable[[str, list[str], Any], list[float | RolloutFailure]]
+
+
+class Receiver:
+    """Hands out the newest update that a test has published."""
+
+    def __init__(self) -> None:
+        self.newest: WeightUpdate | None = None
+
+    def publish(self, version: int, probe: Probe | None = None) -> None:
+        self.newest = WeightUpdate(
+            version=version,
+            transport="object_store",
+            bucket_specs=(),
+            buckets=(),
+            probe=probe,
+            published_at_s=time.time(),
+        )
+
+    def poll(self, held_version: int) -> WeightUpdate | None:
+        newer = self.newest is not None and self.newest.version > held_version
+        return self.newest if newer else None
+
+    def tensors(self, update: WeightUpdate) -> Iterator[tuple[str, Any]]:
+        return iter(())
+
+
+class Rewards:
+    """Scores at once, by the function given."""
+
+    def __init__(self, score: Scores) -> None:
+        self._score = score
+
+    def score(self, prompt: str, answers: list[str], item: Any) -> Future[list[Any]]:
+        done: Future[list[Any]] = Future()
+        done.set_result(self._score(prompt, answers, item))
+        return done
+
+    def close(self) -> None:
+        pass
+
+
+class World:
+    """A worker, its engine, and a replay of B = 4 groups of G = 4."""
+
+    def __init__(self, *, max_staleness: int = 1, score: Scores | None = None, **rules: Any) -> None:
+        colocate = rules.get("num_sharing_workers", 0) > 0
+        self.job = make_job(
+            rollout={"colocate": colocate}, replay={"max_staleness": max_staleness}
+        )
+        self.buffer = ReplayBuffer(
+            Rules(
+                **{
+                    "group_size": 4,
+                    "groups_per_batch": 4,
+                    "num_steps": 3,
+                    "max_staleness": max_staleness,
+                    **rules,
+                }
+            ),
+            scripted_prompt,
+        )
+        self.engine, self.receiver = ScriptedEngine(), Receiver()
+        self.events = EventLog("rollout", 0)
+        self.replay: Any = LocalReplay(self.buffer)
+        self.score = score or (lambda prompt, answers, item: [float(len(a) % 2) for a in answers])
+        self.worker = self.make_worker()
+
+    def make_worker(self) -> RolloutWorker:
+        return RolloutWorker(
+            self.job,
+            "rollout-0",
+            0,
+            engine=self.engine,
+            replay=self.replay,
+            receiver=self.receiver,
+            rewards=Rewards(self.score),  # type: ignore[arg-type]
+            decode=lambda token_ids: " ".join(map(str, token_ids)),
+            events=self.events,
+        )
+
+    def turn_until(self, happened: Callable[[], bool], turns: int = 3000) -> None:
+        for _ in range(turns):
+            self.worker.turn()
+            if happened():
+                return
+            time.sleep(0.0005)
+        raise AssertionError("it never happened")
+
+    def batch(self, version: int) -> Batch:
+        reply: Any = None
+
+        def ready() -> bool:
+            nonlocal reply
+            reply = self.buffer.take(version, time.monotonic())
+            return isinstance(reply, Batch)
+
+        self.turn_until(ready)
+        assert isinstance(reply, Batch)
+        return reply
+
+
+def test_it_serves_only_after_a_published_version() -> None:
+    world = World()
+    for _ in range(50):
+        world.worker.turn()
+    assert world.engine.num_running == 0
+    world.receiver.publish(0)
+    assert len(world.batch(0).groups) == 4
+
+
+def test_groups_are_whole_and_the_slots_stay_full() -> None:
+    world = World()
+    world.receiver.publish(0)
+    world.turn_until(lambda: world.engine.num_running >= 13)
+    batch = world.batch(0)
+    assert [len(entry.group.rollouts) for entry in batch.groups] == [4] * 4
+    assert world.buffer.stats()["refusals"] == {}
+
+
+def test_a_lease_of_a_newer_version_waits_for_its_adoption() -> None:
+    world = World(max_staleness=0)
+    world.receiver.publish(0)
+    world.batch(0)
+    world.buffer.trained(1)
+    for _ in range(50):
+        world.worker.turn()
+        time.sleep(0.001)
+    assert world.buffer.stats()["num_running"] == 4
+    assert world.engine.num_running == 0, "it began with weights that are too old"
+    world.receiver.publish(1)
+    assert all(entry.group.oldest_version == 1 for entry in world.batch(1).groups)
+
+
+def test_the_same_lease_gives_the_same_tokens_in_another_worker() -> None:
+    tokens = []
+    for _ in range(2):
+        world = World(max_staleness=0)
+        world.receiver.publish(0)
+        tokens.append(
+            [r.token_ids.tolist() for e in world.batch(0).groups for r in e.group.rollouts]
+        )
+    assert tokens[0] == tokens[1]
+    assert len({rollout_seed(0, o, a, p) for o in range(9) for a in range(3) for p in range(9)}) == 243
+
+
+def test_a_failed_reward_is_refused_by_reason_and_issued_again() -> None:
+    failing = RolloutFailure(reason=FailureReason.REWARD_ERROR, detail="no")
+
+    def score(prompt: str, answers: list[str], item: Any) -> list[float | RolloutFailure]:
+        return [failing if prompt == "2" else 1.0 for _ in answers]
+
+    world = World(max_attempts=2, score=score)
+    world.receiver.publish(0)
+    batch = world.batch(0)
+    world.turn_until(lambda: world.buffer.stats()["drops"] == {"failed": 1})
+    assert 2 not in [entry.group.ordinal for entry in batch.groups]
+    assert world.buffer.stats()["failures"] == {"reward_error": 8}
+    refused = [event for event in world.events.drain() if event["kind"] == "refused"]
+    assert [event["reason"] for event in refused] == ["failed_rollout"] * 2
+
+
+def test_on_shared_devices_it_sleeps_for_the_learners_turn() -> None:
+    world = World(max_staleness=0, num_sharing_workers=1)
+    world.receiver.publish(0)
+    world.batch(0)
+    assert world.engine.asleep
+    world.receiver.publish(1)
+    world.buffer.trained(1)
+    world.batch(1)
+    assert world.engine.version == 1
+
+
+def test_stop_abandons_what_is_in_flight() -> None:
+    world = World()
+    world.receiver.publish(0)
+    world.turn_until(lambda: world.engine.num_running > 0)
+    world.buffer.stop("enough")
+    world.turn_until(lambda: world.engine.num_running == 0)
+    assert isinstance(world.buffer.take(0, 0.0), Stop)
+
+
+def test_a_probe_that_differs_ends_the_worker() -> None:
+    world = World()
+    tokens = np.arange(5, dtype=np.int32)
+    right = world.engine.score(tokens)
+    world.receiver.publish(0, Probe(token_ids=tokens, logprobs=right))
+    world.worker.turn()
+    world.receiver.publish(1, Probe(token_ids=tokens, logprobs=right - np.float32(0.01)))
+    with pytest.raises(ProbeMismatch, match=r"version 1 .* 1\.00e-02"):
+        world.worker.turn()
+
+
+def test_a_probe_that_is_not_a_number_ends_the_worker() -> None:
+    world = World()
+    nothing = np.full(4, np.nan, dtype=np.float32)
+    world.receiver.publish(0, Probe(token_ids=np.arange(5, dtype=np.int32), logprobs=nothing))
+    with pytest.raises(ProbeMismatch):
+        world.worker.turn()
+
+
+def test_a_silent_replay_ends_the_worker_at_the_deadline() -> None:
+    world = World()
+    world.job = make_job(replay={"call_timeout_s": 0.02})
+
+    class Silent:
+        def lease(self, *_: Any, **__: Any) -> Future[Any]:
+            return Future()
+
+    world.replay = Silent()
+    world.worker = world.make_worker()
+    world.receiver.publish(0)
+    with pytest.raises(DeadlineExceeded, match="did not answer lease"):
+        world.turn_until(lambda: False)
+
+
+def test_an_evaluation_is_of_one_version_beside_the_rollouts() -> None:
+    world = World()
+    world.receiver.publish(0)
+    world.worker.request_evaluation(0, [scripted_prompt(ordinal) for ordinal in range(5)])
+    found: list[dict[str, Any]] = []
+
+    def evaluated() -> bool:
+        world.receiver.publish(1)
+        found.extend(event for event in world.events.drain() if event["kind"] == "eval")
+        return bool(found)
+
+    world.turn_until(evaluated)
+    assert found[0]["version"] == 0
+    assert found[0]["num_prompts"] == 5
+    assert found[0]["num_failures"] == 0
+    world.turn_until(lambda: world.engine.version == 1)
+
+
+def test_a_transfer_is_carried_out_as_a_whole() -> None:
+    world = World()
+    world.receiver.publish(0)
+    world.turn_until(lambda: world.engine.num_running > 0)
+    update = world.receiver.newest
+    assert update is not None
+    newer = WeightUpdate(
+        version=1, transport="nccl", bucket_specs=(), buckets=(), probe=None, published_at_s=0.0
+    )
+    calls = [("start_weight_update", {}), ("update_weights", {}), ("finish_weight_update", {"update": newer})]
+    running = world.engine.num_running
+    asked = [world.worker.request_transfer(*calls[0])]
+
+    def learner() -> None:
+        for call in calls[1:]:
+            asked[-1].result(timeout=5)
+            asked.append(world.worker.request_transfer(*call))
+
+    thread = threading.Thread(target=learner)
+    thread.start()
+    world.worker.turn()
+    thread.join()
+    asked[-1].result(timeout=5)
+    assert world.engine.version == 1
+    assert world.engine.num_running >= running - 4
