@@ -73,11 +73,11 @@ class Rewards:
 class World:
     """A worker, its engine, and a replay of B = 4 groups of G = 4."""
 
-    def __init__(self, *, max_staleness: int = 1, score: Scores | None = None, **rules: Any) -> None:
+    def __init__(
+        self, *, max_staleness: int = 1, score: Scores | None = None, **rules: Any
+    ) -> None:
         colocate = rules.get("num_sharing_workers", 0) > 0
-        self.job = make_job(
-            rollout={"colocate": colocate}, replay={"max_staleness": max_staleness}
-        )
+        self.job = make_job(rollout={"colocate": colocate}, replay={"max_staleness": max_staleness})
         self.buffer = ReplayBuffer(
             Rules(
                 **{
@@ -171,7 +171,9 @@ def test_the_same_lease_gives_the_same_tokens_in_another_worker() -> None:
             [r.token_ids.tolist() for e in world.batch(0).groups for r in e.group.rollouts]
         )
     assert tokens[0] == tokens[1]
-    assert len({rollout_seed(0, o, a, p) for o in range(9) for a in range(3) for p in range(9)}) == 243
+    assert (
+        len({rollout_seed(0, o, a, p) for o in range(9) for a in range(3) for p in range(9)}) == 243
+    )
 
 
 def test_a_failed_reward_is_refused_by_reason_and_issued_again() -> None:
@@ -271,7 +273,11 @@ def test_a_transfer_is_carried_out_as_a_whole() -> None:
     newer = WeightUpdate(
         version=1, transport="nccl", bucket_specs=(), buckets=(), probe=None, published_at_s=0.0
     )
-    calls = [("start_weight_update", {}), ("update_weights", {}), ("finish_weight_update", {"update": newer})]
+    calls = [
+        ("start_weight_update", {}),
+        ("update_weights", {}),
+        ("finish_weight_update", {"update": newer}),
+    ]
     running = world.engine.num_running
     asked = [world.worker.request_transfer(*calls[0])]
 

@@ -1,0 +1,120 @@
+"""The command line as a user meets it, in processes of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+BUFFERED = "examples/arithmetic/buffered.yaml"
+
+
+def slipstream(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "orchestrator.cli", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def job_file(tmp_path: Path, **sections: str) -> Path:
+    parts = {
+        "model": f"{{path: {ROOT}/examples/arithmetic/base_model}}",
+        "data": "{train: {kind: reasoning_gym, task: chain_sum, size: 10}}",
+        "reward": "{kind: reasoning_gym}",
+        "rollout": "{group_size: 4}",
+        "learner": "{num_steps: 1, groups_per_batch: 4}",
+        **sections,
+    }
+    path = tmp_path / "job.yaml"
+    path.write_text(
+        "name: test\nmode: buffered\n" + "".join(f"{k}: {v}\n" for k, v in parts.items())
+    )
+    return path
+
+
+def test_validate_is_quick_and_says_ok() -> None:
+    start_s = time.perf_counter()
+    done = slipstream("validate", BUFFERED, "examples/arithmetic/sync.yaml")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"{BUFFERED}: ok", "examples/arithmetic/sync.yaml: ok"]
+    assert time.perf_counter() - start_s < 10, "2 s on an idle machine"
+
+
+def test_validate_names_every_problem_and_exits_with_2(tmp_path: Path) -> None:
+    bad = job_file(tmp_path, rollout="{group_sise: 4, num_slots: 0}")
+    done = slipstream("validate", str(bad), BUFFERED)
+    assert done.returncode == 2
+    assert "did you mean 'group_size'" in done.stderr
+    assert "num_slots" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert f"{BUFFERED}: ok" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "part"),
+    [
+        ("model", "{path: ./nowhere}", "no directory"),
+        ("model", "{path: data/none/at/all}", "no directory"),
+        ("data", "{train: {kind: jsonl, path: none.jsonl}}", "does not exist"),
+        ("data", "{train: {kind: jsonl, path: empty.jsonl}}", "is empty"),
+        ("reward", "{kind: function, path: 'no_module:f'}", "cannot be imported"),
+        ("reward", "{kind: function, path: 'broken_reward:f'}", "ZeroDivisionError"),
+    ],
+)
+def test_what_files_tell_is_said_before_anything_starts(
+    tmp_path: Path, section: str, value: str, part: str
+) -> None:
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "broken_reward.py").write_text("1 / 0\n")
+    path = job_file(tmp_path, **{section: value})
+    for done in (
+        slipstream("validate", str(path)),
+        slipstream("launch", str(path), f"checkpoint.dir={tmp_path}/runs"),
+    ):
+        assert done.returncode == 2
+        assert part in done.stderr
+        assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_unreadable_model_is_said(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{")
+    done = slipstream("validate", str(job_file(tmp_path, model="{path: model}")))
+    assert done.returncode == 2
+    assert "config.json cannot be read" in done.stderr
+    assert "no weights" in done.stderr
+
+
+def test_dry_run_prints_the_resolved_job_and_starts_nothing(tmp_path: Path) -> None:
+    done = slipstream(
+        "launch", BUFFERED, "learner.learning_rate=3e-4", f"checkpoint.dir={tmp_path}", "--dry-run"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "learning_rate: 0.0003" in done.stdout
+    assert "max_staleness:" in done.stdout
+    assert "Placement" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_is_never_overwritten_unasked(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "test").mkdir(parents=True)
+    path, runs = str(job_file(tmp_path)), f"checkpoint.dir={tmp_path}/runs"
+    for option, part in (((), "--overwrite"), (("--resume",), "no commit to resume from")):
+        done = slipstream("launch", path, runs, *option)
+        assert done.returncode == 2
+        assert part in done.stderr
+
+
+def test_usage_errors_exit_with_2() -> None:
+    assert slipstream("launch").returncode == 2
+    assert slipstream("lanch").returncode == 2

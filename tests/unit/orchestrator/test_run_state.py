@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from orchestrator.progress import closing_rows, progress_line
+from orchestrator.run_state import RunState
+
+STEP = {
+    "kind": "step",
+    "role": "learner",
+    "index": 0,
+    "reward": 0.5,
+    "num_groups": 4,
+    "num_answer_tokens": 100,
+}
+
+
+def state() -> RunState:
+    state = RunState(num_steps=4, training_start_s=100.0)
+    for version, lags in ((1, {0: 4}), (2, {1: 3, 0: 1})):
+        seconds = {"wait": 1.0, "train": 3.0, "publish": 1.0}
+        event = {"version": version, "time_s": 100.0 + 10 * version, "lags": lags}
+        state.fold({**STEP, **event, "seconds": seconds})
+    busy = {"kind": "busy", "role": "rollout", "index": 0, "num_tokens": 300, "time_s": 1.0}
+    state.fold({**busy, "seconds": {"generate": 10.0, "wait": 10.0}})
+    for version, accuracy in ((0, 0.25), (2, 0.5)):
+        figures = {"greedy_accuracy": accuracy, "sampled_reward": accuracy / 2, "num_prompts": 8}
+        state.fold({"kind": "eval", "version": version, "time_s": 0.0, **figures})
+    state.fold({"kind": "unknown", "time_s": 0.0})
+    return state
+
+
+def test_totals() -> None:
+    folded = state()
+    assert folded.version == 2
+    assert folded.num_trained_groups == 8
+    assert folded.lags == Counter({0: 5, 1: 3})
+    assert folded.training_wall_s == 20.0
+    assert folded.busy_share() == {"learner-0": pytest.approx(0.4), "rollout-0": 0.5}
+    assert folded.eta_s(120.0) == pytest.approx(20.0)
+    result = folded.result(wall_s=30.0)
+    assert result["generated_tokens_per_s"] == 15.0
+    assert result["trained_tokens_per_s"] == 10.0
+
+
+def test_the_line_and_the_table() -> None:
+    line = progress_line(state(), 120.0)
+    for part in ("step 2/4", "reward 0.500", "held-out 50.0%", "lag 0.38", "ETA 0:20"):
+        assert part in line
+    rows = dict(closing_rows(state(), wall_s=30.0))
+    assert rows["held-out accuracy (greedy)"].startswith("25.0% -> 50.0%  (+25.0 points")
+    assert rows["held-out reward (sampled)"].startswith("12.5% -> 25.0%")
+    assert rows["lag"] == "mean 0.38 versions (0: 62%, 1: 38%)"
+
+
+def test_nothing_yet() -> None:
+    assert "ETA -" in progress_line(RunState(num_steps=4), 0.0)
+    assert dict(closing_rows(RunState(num_steps=4), 1.0))["dropped prompts"] == "none"

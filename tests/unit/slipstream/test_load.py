@@ -1,0 +1,215 @@
+"""Job files: what is right is read, what is wrong is said with its line, all at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slipstream.config.load import load_job
+from slipstream.errors import JobFileError
+
+ROOT = Path(__file__).parents[3]
+SHIPPED = sorted(ROOT.glob("examples/*/*.yaml"))
+
+GOOD = """\
+name: small
+mode: buffered
+model:
+  path: some/model
+data:
+  train:
+    kind: jsonl
+    path: train.jsonl
+reward:
+  kind: exact_match
+rollout:
+  group_size: 4
+learner:
+  num_steps: 10
+  groups_per_batch: 8
+  learning_rate: 2e-5
+"""
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "job.yaml"
+    path.write_text(text)
+    return path
+
+
+def problems(path: Path, *overrides: str) -> list[str]:
+    with pytest.raises(JobFileError) as caught:
+        load_job(path, list(overrides))
+    return [str(problem).replace(str(path), "job.yaml") for problem in caught.value.problems]
+
+
+def test_the_four_run_files_are_shipped() -> None:
+    names = {path.stem for path in SHIPPED if path.parent.name == "arithmetic"}
+    assert names >= {"sync", "split", "buffered", "multinode"}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_shipped_run_file_parses(path: Path) -> None:
+    job = load_job(path)
+    assert job.mode in path.stem or path.parent.name != "arithmetic"
+
+
+def test_scientific_notation_is_a_number(tmp_path: Path) -> None:
+    job = load_job(write(tmp_path, GOOD), ["algorithm.loss.clip_high=28e-2"])
+    assert job.learner.learning_rate == 2e-5
+    assert job.algorithm.loss.clip_high == 0.28
+
+
+def test_paths_start_at_the_file(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    job = load_job(write(tmp_path, GOOD.replace("some/model", "base")))
+    assert job.model.path == str(tmp_path / "base")
+    assert job.data.train.path == tmp_path / "train.jsonl"  # type: ignore[union-attr]
+    assert load_job(write(tmp_path, GOOD)).model.path == "some/model", "a name on the hub"
+
+
+@pytest.mark.parametrize(
+    ("mode", "colocate", "max_staleness", "whole_batches"),
+    [
+        ("sync", True, 0, True),
+        ("split", False, 1, True),
+        ("buffered", False, 4, False),
+        ("multinode", False, 4, False),
+    ],
+)
+def test_a_mode_is_a_preset(
+    tmp_path: Path, mode: str, colocate: bool, max_staleness: int, whole_batches: bool
+) -> None:
+    job = load_job(write(tmp_path, GOOD), [f"mode={mode}"])
+    assert job.rollout.colocate is colocate
+    assert job.replay.max_staleness == max_staleness
+    assert job.replay.whole_batches is whole_batches
+
+
+def test_what_is_set_by_hand_wins_over_the_preset(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD + "replay:\n  max_staleness: 2\n")
+    assert load_job(path).replay.max_staleness == 2
+    assert load_job(path, ["replay.max_staleness=7"]).replay.max_staleness == 7
+    assert load_job(path).replay.on_stale == "wait"
+
+
+BROKEN: list[tuple[str, str, str, list[str]]] = [
+    # what is wrong, old text, new text, parts of the one message
+    (
+        "unknown top key",
+        "reward:",
+        "rewards: 1\nreward:",
+        ["job.yaml:9:1", "did you mean 'reward'"],
+    ),
+    ("unknown key", "group_size", "groupsize", ["job.yaml:12:3", "did you mean 'group_size'"]),
+    ("wrong type", "num_steps: 10", "num_steps: ten", ["job.yaml:14:3", "integer", "'ten'"]),
+    ("below range", "group_size: 4", "group_size: 0", ["job.yaml:12:3", "greater", "not 0"]),
+    ("not finite", "2e-5", ".nan", ["job.yaml:16:3", "learning_rate"]),
+    ("bad mode", "buffered", "bufered", ["job.yaml:2:1", "did you mean 'buffered'"]),
+    ("bad kind", "kind: jsonl", "kind: json", ["job.yaml:6:3", "'jsonl'", "'parquet'"]),
+    ("no kind", "    kind: jsonl\n", "", ["data.train", "needs a kind", "'jsonl'"]),
+    ("missing key", "    path: train.jsonl\n", "", ["job.yaml:6:3", "data.train.path", "missing"]),
+    ("missing section", "model:\n  path: some/model\n", "", ["job.yaml:1", "model", "missing"]),
+    ("section is a value", "reward:\n  kind: exact_match", "reward: 3", ["job.yaml:9:1", "reward"]),
+    ("bad name", "name: small", "name: a/b", ["job.yaml:1:1", "name", "'a/b'"]),
+    (
+        "key of another kind",
+        "kind: exact_match",
+        "kind: exact_match\n  path: a:b",
+        ["job.yaml:11:3", "reward.path", "unknown"],
+    ),
+    ("grpo of one", "group_size: 4", "group_size: 1", ["job.yaml:12:3", "GRPO"]),
+    ("few slots", "group_size: 4", "group_size: 4\n  num_slots: 2", ["job.yaml:13:3", "slots"]),
+    (
+        "split engine without GPUs",
+        "group_size: 4",
+        "group_size: 4\n  tensor_parallel_size: 2",
+        ["job.yaml:13:3", "GPU"],
+    ),
+    (
+        "nccl without GPUs",
+        "reward:",
+        "weights:\n  transport: nccl\nreward:",
+        ["job.yaml:10:3", "object_store"],
+    ),
+    (
+        "warm-up too long",
+        "num_steps: 10",
+        "num_steps: 10\n  warmup_steps: 10",
+        ["job.yaml:15:3", "warm-up"],
+    ),
+    (
+        "too many minibatches",
+        "reward:",
+        "algorithm:\n  minibatches: 9\nreward:",
+        ["job.yaml:10:3", "groups"],
+    ),
+    (
+        "impatient watchdog",
+        "reward:",
+        "telemetry:\n  watchdog_s: 60\nreward:",
+        ["job.yaml:10:3", "lease_timeout_s"],
+    ),
+    (
+        "tight bfloat16 probe",
+        "path: some/model",
+        "path: some/model\n  dtype: bfloat16",
+        ["max_probe_error", "bfloat16"],
+    ),
+    ("bad YAML", "mode: buffered", "mode: [buffered", ["job.yaml:", "not valid YAML"]),
+    ("duplicate key", "mode: buffered", "mode: buffered\nmode: sync", ["job.yaml:3", "duplicate"]),
+    ("tab", "  group_size", "\tgroup_size", ["job.yaml:12", "not valid YAML"]),
+]
+
+
+@pytest.mark.parametrize(("what", "old", "new", "parts"), BROKEN, ids=[row[0] for row in BROKEN])
+def test_every_mistake_has_its_line_and_its_remedy(
+    tmp_path: Path, what: str, old: str, new: str, parts: list[str]
+) -> None:
+    assert old in GOOD
+    found = problems(write(tmp_path, GOOD.replace(old, new, 1)))
+    text = "\n".join(found)
+    for part in parts:
+        assert part in text, text
+    assert "pydantic" not in text
+    assert "Input should" not in text
+
+
+def test_all_mistakes_at_once(tmp_path: Path) -> None:
+    text = GOOD.replace("group_size", "groupsize").replace("10", "ten").replace("small", "'?'")
+    found = problems(write(tmp_path, text), "learner.zero_stage=7")
+    assert len(found) == 4
+    assert any(line.startswith("command line: learner.zero_stage=7") for line in found)
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [("learner", "key=value"), ("name.x=1", "is a value"), ("seed=[", "not valid YAML")],
+)
+def test_overrides_that_make_no_sense(tmp_path: Path, override: str, part: str) -> None:
+    (line,) = problems(write(tmp_path, GOOD), override)
+    assert line.startswith("command line")
+    assert part in line
+
+
+@pytest.mark.parametrize(
+    ("content", "part"), [(None, "cannot be read"), ("", "mapping"), ("- a", "mapping")]
+)
+def test_files_that_are_no_job(tmp_path: Path, content: str | None, part: str) -> None:
+    path = tmp_path / "job.yaml"
+    if content is not None:
+        path.write_text(content)
+    (line,) = problems(path)
+    assert part in line
+
+
+def test_dump_and_load_give_the_same_job(tmp_path: Path) -> None:
+    from ruamel.yaml import YAML
+
+    job = load_job(write(tmp_path, GOOD))
+    dumped: dict[str, Any] = job.model_dump(mode="json")
+    with (tmp_path / "again.yaml").open("w") as file:
+        YAML().dump(dumped, file)
+    assert load_job(tmp_path / "again.yaml") == job
