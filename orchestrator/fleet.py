@@ -23,7 +23,7 @@ from orchestrator.plan import Plan
 from replay.actor import ReplayActor, ReplayClient
 from rollout_worker.actor import RolloutWorkerActor
 from slipstream.config.job import JobConfig
-from slipstream.errors import RoleFailed, SlipstreamError
+from slipstream.errors import JobFileError, Problem, RoleFailed, SlipstreamError
 from slipstream.records import Prompt
 
 CALL_TIMEOUT_S = 60.0
@@ -133,7 +133,7 @@ class Fleet:
 
     def _wait_until_ready(self, run_dir: Path, resume: bool) -> None:
         rollout_s, learner_s = self.job.rollout.start_timeout_s, self.job.learner.start_timeout_s
-        self._eval_prompts = _get(self.replay.eval_prompts.remote(), rollout_s, "replay")
+        self._eval_prompts = self._open_data(rollout_s)
         addresses = [
             _get(self.ranks[0].actor.address.remote(), learner_s, self.ranks[0].name)
             for _ in range(2)
@@ -154,6 +154,16 @@ class Fleet:
             _get(call, rollout_s, name)
         assert len(versions) == 1, "ranks that start from different versions"
         self.start_version = versions.pop()
+
+    def _open_data(self, timeout_s: float) -> tuple[Prompt, ...]:
+        """Have replay read the data, before any engine is started; the held-out prompts."""
+        try:
+            ray.get(self.replay.open.remote(), timeout=timeout_s)
+            return tuple(ray.get(self.replay.eval_prompts.remote(), timeout=timeout_s))
+        except RayTaskError as error:
+            if isinstance(error.cause, SlipstreamError):
+                raise JobFileError([Problem("data", "", str(error.cause))]) from None
+            raise RoleFailed(f"replay failed:\n{error}") from None
 
     def _leave(self) -> None:
         """Ask the workers to close their engines, then end every actor."""

@@ -14,17 +14,18 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from replay.buffer import ReplayBuffer
-from replay.render import Tokenizer, renderer
+from replay.render import renderer
 from replay.rules import Rules
 from replay.sources import Items, open_source
 from replay.stream import PromptStream
-from slipstream.config.job import DataSource, JobConfig, ModelConfig
+from slipstream.config.job import DataSource, JobConfig
 from slipstream.records import Batch, Group, LeaseReply, Prompt, PutReply, Stop, Wait
+from slipstream.text import load_tokenizer
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -35,13 +36,18 @@ class ReplayActor:
 
     def __init__(self, job: JobConfig, snapshot: Mapping[str, Any] | None = None) -> None:
         self._job = job
-        self._tokenizer = load_tokenizer(job.model)
-        items = open_source(job.data.train)
-        train = self._stream(job.data.train, items, shuffle=job.data.shuffle)
-        self._buffer = ReplayBuffer(Rules.of(job), train.prompt, snapshot)
+        self._snapshot = snapshot
+
+    def open(self) -> None:
+        """Load tokenizer and data, before any other call. Raises DataError."""
+        data = self._job.data
+        self._tokenizer = load_tokenizer(self._job.model)
+        train = self._stream(data.train, open_source(data.train), shuffle=data.shuffle)
+        train.prompt(0)  # a field or a template that does not fit shows at the first item
+        self._buffer = ReplayBuffer(Rules.of(self._job), train.prompt, self._snapshot)
 
     def __repr__(self) -> str:
-        return f"replay v{self._buffer.version}"
+        return f"replay v{self._buffer.version}" if hasattr(self, "_buffer") else "replay"
 
     def lease(self, worker: str, incarnation: int, num_groups: int, *, yielded: bool) -> LeaseReply:
         now_s = time.monotonic()
@@ -107,20 +113,6 @@ class ReplayClient:
 
     def snapshot(self) -> Future[Mapping[str, Any]]:
         return _future(self._actor.snapshot.remote())
-
-
-def load_tokenizer(model: ModelConfig) -> Tokenizer:
-    """The tokenizer of the job, with the chat template that the job file names."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(
-        model.tokenizer or model.path,
-        revision=None if model.tokenizer else model.revision,
-        trust_remote_code=model.trust_remote_code,
-    )
-    if model.chat_template is not None:
-        tokenizer.chat_template = model.chat_template.read_text(encoding="utf-8")
-    return cast("Tokenizer", tokenizer)
 
 
 def _owned(group: Group) -> Group:

@@ -75,6 +75,7 @@ def replay(request: pytest.FixtureRequest, job: JobConfig) -> Iterator[Any]:
         return
     ray = request.getfixturevalue("ray_cluster")
     actor = ray.remote(ReplayActor).options(num_cpus=0).remote(job)
+    ray.get(actor.open.remote(), timeout=TIMEOUT_S)
     yield ReplayClient(actor)
     ray.kill(actor)
 
@@ -105,21 +106,27 @@ def test_a_job_from_the_first_lease_to_the_stop(replay: Any) -> None:
     assert workers.lease("w0", 0, 1, yielded=False).result(TIMEOUT_S).stop is not None
 
 
+def opened(job: JobConfig, snapshot: dict[str, Any] | None = None) -> ReplayActor:
+    actor = ReplayActor(job, snapshot)
+    actor.open()
+    return actor
+
+
 def test_a_snapshot_goes_on_in_another_actor(job: JobConfig) -> None:
-    first = ReplayActor(job)
+    first = opened(job)
     leases = first.lease("w0", 0, 4, yielded=False).leases
     for lease in leases[:3]:
         first.put(scripted_group(lease, rewards=(0, 1)))
     first.take(0)
     first.trained(1)
-    resumed = ReplayActor(job, json.loads(json.dumps(first.snapshot())))
+    resumed = opened(job, json.loads(json.dumps(first.snapshot())))
     assert repr(resumed) == "replay v1"
     again = resumed.lease("w0", 0, 9, yielded=False).leases
     assert [(lease.prompt.ordinal, lease.attempt) for lease in again] == [(2, 1), (3, 1)]
 
 
 def test_prompts_are_rendered_from_the_jobs_data(job: JobConfig) -> None:
-    actor = ReplayActor(job)
+    actor = opened(job)
     lease = actor.lease("w0", 0, 1, yielded=False).leases[0]
     assert (lease.prompt.text, lease.prompt.token_ids.tolist()) == ("0+0=", [1, 11, 1, 12])
     evaluation = actor.eval_prompts()
@@ -128,7 +135,7 @@ def test_prompts_are_rendered_from_the_jobs_data(job: JobConfig) -> None:
 
 
 def test_it_owns_what_it_accepted(job: JobConfig) -> None:
-    actor = ReplayActor(job)
+    actor = opened(job)
     leases = actor.lease("w0", 0, 2, yielded=False).leases
     groups = [scripted_group(lease, rewards=(0, 1)) for lease in leases]
     for group in groups:
@@ -141,11 +148,11 @@ def test_it_owns_what_it_accepted(job: JobConfig) -> None:
 
 def test_without_held_out_data_there_are_no_prompts(job: JobConfig) -> None:
     data = job.data.model_copy(update={"eval": None})
-    assert ReplayActor(job.model_copy(update={"data": data})).eval_prompts() == []
+    assert opened(job.model_copy(update={"data": data})).eval_prompts() == []
 
 
 def test_stop_is_passed_on(job: JobConfig) -> None:
-    actor = ReplayActor(job)
+    actor = opened(job)
     lease = actor.lease("w0", 0, 1, yielded=False).leases[0]
     group = replace(scripted_group(lease, rewards=(0, 1)), incarnation=3)
     assert actor.put(group).refused is RefusalReason.UNKNOWN_LEASE

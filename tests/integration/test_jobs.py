@@ -1,0 +1,157 @@
+"""Whole jobs through the command line: real Ray, vLLM and DeepSpeed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples" / "arithmetic"
+SMALL = ("learner.num_steps=5", "learner.groups_per_batch=8", "data.eval_num_prompts=20")
+
+
+def command(job: Path, runs: Path, *arguments: str) -> list[str]:
+    python = [sys.executable, "-m", "orchestrator.cli", "launch", str(job)]
+    return [*python, f"checkpoint.dir={runs}", *arguments]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+
+
+def launch(job: Path, runs: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(job, runs, *arguments),
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+
+
+def events(run: Path, kind: str) -> list[dict[str, Any]]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [event for event in map(json.loads, lines) if event["kind"] == kind]
+
+
+def leftovers() -> list[str]:
+    """Ray's and our own processes that are still there."""
+    names = ("raylet", "gcs_server", "ray::", "orchestrator.cli")
+    commands = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+    lines = [" ".join(command) for command in commands]
+    return [line for line in lines if any(name in line for name in names)]
+
+
+def assert_nothing_is_left() -> None:
+    deadline_s = time.monotonic() + 20
+    while leftovers():
+        assert time.monotonic() < deadline_s, leftovers()
+        time.sleep(0.5)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`sync`, and `buffered` with the staleness bound 0, on the same seed."""
+    directory = tmp_path_factory.mktemp("runs")
+    for mode, arguments in (("sync", ()), ("buffered", ("replay.max_staleness=0",))):
+        done = launch(EXAMPLES / f"{mode}.yaml", directory, *SMALL, f"name={mode}", *arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert_nothing_is_left()
+    return directory
+
+
+def test_zero_means_zero(runs: Path) -> None:
+    """The same token ids step by step, and bit-identical weights."""
+    sync, buffered = (events(runs / mode, "step") for mode in ("sync", "buffered"))
+    assert len(sync) == 5
+    assert [e["tokens_sha256"] for e in sync] == [e["tokens_sha256"] for e in buffered]
+    assert all(event["lags"] == {"0": 8} for event in [*sync, *buffered])
+    weights = [
+        (runs / mode / "checkpoints" / "step-00000005" / "model" / "model.safetensors").read_bytes()
+        for mode in ("sync", "buffered")
+    ]
+    assert weights[0] == weights[1]
+    assert weights[0] != (EXAMPLES / "base_model" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("mode", ["sync", "buffered"])
+def test_every_adoption_passed_the_probe(runs: Path, mode: str) -> None:
+    adopted = events(runs / mode, "adopted")
+    assert [event["version"] for event in adopted] == [0, 1, 2, 3, 4, 5]
+    assert all(event["probe_error"] < 1e-4 for event in adopted)
+
+
+def test_the_run_directory_is_whole(runs: Path) -> None:
+    result = json.loads((runs / "sync" / "result.json").read_text())
+    assert result["steps"] == 5
+    assert result["trained_groups"] == 40
+    assert [e["version"] for e in result["evals"]] == [0, 5]
+    assert result["replay"]["num_trained"] == 40
+    assert "learning_rate" in (runs / "sync" / "job.yaml").read_text()
+
+
+def test_transformers_loads_the_trained_model(runs: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = runs / "sync" / "checkpoints" / "step-00000005" / "model"
+    model = AutoModelForCausalLM.from_pretrained(path)
+    tokens = AutoTokenizer.from_pretrained(path)("12 + 34=", return_tensors="pt")
+    with torch.no_grad():
+        assert model(tokens["input_ids"]).logits.isfinite().all()
+
+
+def test_it_goes_on_from_the_last_commit(runs: Path) -> None:
+    done = launch(
+        EXAMPLES / "sync.yaml", runs, *SMALL, "name=sync", "learner.num_steps=7", "--resume"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    steps = events(runs / "sync", "step")
+    assert [event["version"] for event in steps] == [1, 2, 3, 4, 5, 6, 7]
+    assert json.loads((runs / "sync" / "result.json").read_text())["replay"]["num_trained"] == 56
+
+
+def test_ctrl_c_commits_and_leaves_nothing(tmp_path: Path) -> None:
+    job = subprocess.Popen(
+        command(EXAMPLES / "buffered.yaml", tmp_path, "name=stopped", "data.eval_num_prompts=20"),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    run, deadline_s = tmp_path / "stopped", time.monotonic() + 200
+    while not (run / "metrics.jsonl").exists() or not events(run, "step"):
+        assert job.poll() is None
+        assert time.monotonic() < deadline_s
+        time.sleep(0.5)
+    job.send_signal(signal.SIGINT)
+    output, _ = job.communicate(timeout=100)
+    assert job.returncode == 130, output
+    assert "Traceback" not in output
+    committed = (run / "checkpoints" / "latest").read_text().strip()
+    assert committed == f"step-{events(run, 'step')[-1]['version']:08d}"
+    assert_nothing_is_left()
+
+
+def test_data_that_cannot_be_used_ends_the_job_before_an_engine_starts(tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text('{"text": "1+1="}\n')
+    done = launch(
+        EXAMPLES / "buffered.yaml",
+        tmp_path,
+        f"data.train={{kind: jsonl, path: {tmp_path}/data.jsonl}}",
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "prompt" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert_nothing_is_left()
