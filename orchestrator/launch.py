@@ -113,9 +113,9 @@ class _Run:
         if self._interrupts.requested and self._fleet.stop_requested is None:
             self._progress.note("stopping: the learner commits, then the job ends")
             self._fleet.request_stop("interrupted")
-        every = self._job.data.eval_every_steps
-        if every and self._state.version % every == 0:
-            self._evaluate(self._state.version)
+        if every := self._job.data.eval_every_steps:
+            # Steps can be quicker than ticks, so no multiple is waited for exactly.
+            self._evaluate(self._state.version // every * every)
 
     def _fold(self) -> None:
         for event in self._fleet.drain():
