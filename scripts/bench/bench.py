@@ -166,7 +166,8 @@ def page(results: dict[str, dict[str, Any]]) -> str:
             "",
             f"`make bench`, {datetime.now(tz=UTC):%Y-%m-%d}, {os.cpu_count()} cores "
             f"({platform.machine()}), no GPU, float32. TRL {versions['trl']} with transformers "
-            f"{versions['transformers']} and torch {versions['torch']}, {versions['threads']} threads.",
+            f"{versions['transformers']} and torch {versions['torch']}, "
+            f"{versions['threads']} threads.",
             "Workloads: *short* is the arithmetic example; *long-tailed* an untrained model whose "
             "answers end by chance, cut at 512 tokens. Each side alone has one core; the pipeline "
             "has both, one for each role; TRL has both for each phase in turn.",

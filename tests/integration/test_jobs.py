@@ -16,7 +16,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "arithmetic"
-SMALL = ("learner.num_steps=5", "learner.groups_per_batch=8", "data.eval_num_prompts=20")
+SMALL = (
+    "learner.num_steps=5",
+    "learner.warmup_steps=1",
+    "learner.groups_per_batch=8",
+    "data.eval_num_prompts=20",
+)
 
 
 def command(job: Path, runs: Path, *arguments: str) -> list[str]:
