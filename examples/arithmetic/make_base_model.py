@@ -185,7 +185,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=HERE / "base_model")
     parser.add_argument("--heldout", type=Path, default=HERE / "heldout.jsonl")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--stop-accuracy", type=float, default=0.40)
