@@ -69,13 +69,18 @@ class LearnerEngine:
         self._engine.backward(loss * self.num_ranks)
 
     def step(self, learning_rate: float) -> float:
-        """Clip and apply the gradients; returns the global norm before clipping."""
+        """Clip and apply the gradients; returns the global norm before clipping, NaN where it
+        is not finite (the weights are spoilt then)."""
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         # Without ZeRO DeepSpeed keeps no norm; the gradients are whole on every rank then.
         whole = self._whole_norm() if self._config.zero_stage == 0 else None
         self._engine.step()
-        return float(self._engine.get_global_grad_norm()) if whole is None else whole
+        if whole is not None:
+            return whole
+        norm = float(self._engine.get_global_grad_norm())
+        # ZeRO reports a norm that is not finite as -1.
+        return norm if norm >= 0 else math.nan
 
     def _whole_norm(self) -> float:
         gradients = [p.grad for p in self.policy.parameters() if p.grad is not None]

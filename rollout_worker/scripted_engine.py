@@ -43,6 +43,7 @@ class ScriptedEngine:
         return len(self._answers)
 
     def submit(self, request: GenerationRequest) -> None:
+        assert not self.asleep
         seed = 0 if request.temperature == GREEDY else request.seed
         self._answers[request.request_id] = _Answer(request, np.random.default_rng(seed))
 
@@ -64,6 +65,7 @@ class ScriptedEngine:
             self._answers.pop(request_id, None)
 
     def load(self, version: int, tensors: Iterator[tuple[str, Any]]) -> None:
+        assert not self.asleep
         for _ in tensors:
             pass
         self._version = version

@@ -186,8 +186,12 @@ def _build(
     from vllm.config import WeightTransferConfig
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    on_gpu = config.gpus > 0
-    devices = {"gpu_memory_utilization": config.gpu_memory_share} if on_gpu else {}
+    if config.gpus > 0:
+        devices: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_share}
+    else:
+        # vLLM cannot take back the random numbers that a part of a prompt has used up without a
+        # GPU ("CPU Generator does not use offset"): prompts are taken in whole.
+        devices = {"enable_chunked_prefill": False}
     return LLMEngine.from_engine_args(
         EngineArgs(
             model=model.path,

@@ -108,7 +108,8 @@ class RolloutWorker:
         self._transfers: queue.Queue[_Transfer] = queue.Queue()
         self._lease_call: _Call | None = None
         self._put_calls: deque[_Call] = deque()
-        self._yielded = False
+        self._yielded = False  # this version's turn is the learner's
+        self._asleep = False  # and the engine has nothing on the device
         self._next_ask_s = 0.0
         self._num_tokens = 0
         self._reported_s = time.monotonic()
@@ -131,7 +132,8 @@ class RolloutWorker:
         adopted = self._run_transfer() or self._adopt_newer()
         self._take_leases()
         self._start_held()
-        self._evaluator.start_if_due()
+        if not self._asleep:
+            self._evaluator.start_if_due()
         decoded = self._decode_step()
         self._evaluator.finish_if_scored()
         self._hand_over_scored()
@@ -161,10 +163,11 @@ class RolloutWorker:
         update = self._receiver.poll(self._engine.version)
         if update is None:
             return False
-        if self._yielded:
-            self._engine.wake()
         with self._busy.phase("adopt"):
             start_s = time.perf_counter()
+            if self._asleep:
+                self._engine.wake()
+                self._asleep = False
             self._engine.load(update.version, self._receiver.tensors(update))
             self._adopted(update, time.perf_counter() - start_s)
         return True
@@ -254,7 +257,7 @@ class RolloutWorker:
             self._next_ask_s = time.monotonic() + IDLE_S
         if reply.yield_device and not self._yielded and self._is_idle():
             self._engine.sleep()
-            self._yielded = True
+            self._yielded = self._asleep = True
         if reply.stop is not None:
             self._abandon()
 

@@ -40,6 +40,7 @@ if [ -n "${PIP_FIND_LINKS:-}" ]; then
 else
     find_links=(--torch-backend cpu)
 fi
-VIRTUAL_ENV=$PWD/.venv .venv/bin/uv pip install --quiet "${find_links[@]}" \
+# Compiled here once: where Python may not write bytecode, every start would take a minute more.
+VIRTUAL_ENV=$PWD/.venv .venv/bin/uv pip install --quiet --compile-bytecode "${find_links[@]}" \
     --override scripts/overrides.txt -e '.[cpu,dev]'
 echo "$wanted" >"$stamp"

@@ -20,7 +20,7 @@ from slipstream.records import FinishReason
 from tests.helpers.jobs import EOS, VOCABULARY, make_job, make_model
 
 PROMPT = np.asarray([5, 12, 7, 14], dtype=np.int32)
-MAX_TOKENS = 64
+MAX_TOKENS = 256
 EXACT = 1e-4
 
 
@@ -34,7 +34,7 @@ def model_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 def vllm_engine(model_dir: Path) -> Iterator[Engine]:
     from rollout_worker.vllm_engine import VllmEngine, prepare_environment
 
-    job = make_job(model_dir)
+    job = make_job(model_dir, rollout={"num_slots": 32})
     prepare_environment(job.rollout, [0])
     engine = VllmEngine(job.model, job.rollout, max_tokens=MAX_TOKENS, eos_token_ids=[EOS], seed=0)
     yield engine
@@ -114,6 +114,17 @@ def test_a_seed_gives_the_same_answer_alone_and_in_a_batch(engine: Engine) -> No
         np.testing.assert_array_equal(alone.token_ids, together[str(seed)].token_ids)
         np.testing.assert_array_equal(alone.logprobs, together[str(seed)].logprobs)
     assert len({answer.token_ids.tobytes() for answer in together.values()}) > 12
+
+
+def test_more_prompt_tokens_than_one_step_takes(engine: Engine) -> None:
+    random = np.random.default_rng(0)
+    prompts = random.integers(2, VOCABULARY, (32, MAX_TOKENS - 20), dtype=np.int32)
+    done = run(
+        engine, *(ask(str(n), seed=n, prompt_token_ids=prompt) for n, prompt in enumerate(prompts))
+    )
+    assert len(done) == 32
+    alone = run(engine, ask("alone", seed=31, prompt_token_ids=prompts[31]))["alone"]
+    np.testing.assert_array_equal(alone.token_ids, done["31"].token_ids)
 
 
 def test_greedy_ignores_the_seed(engine: Engine) -> None:

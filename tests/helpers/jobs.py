@@ -71,19 +71,29 @@ def make_model(directory: Path, *, tied: bool = True, seed: int = 0) -> Path:
     return directory
 
 
-def make_batch(version: int, *, num_groups: int = 4, group_size: int = 4, seed: int = 0) -> Batch:
-    """Random rollouts of uneven lengths; the same for the same arguments."""
+def make_batch(
+    version: int,
+    *,
+    num_groups: int = 4,
+    group_size: int = 4,
+    seed: int = 0,
+    reward: float | None = None,
+) -> Batch:
+    """Random rollouts of uneven lengths, and rewards of 0 and 1 unless `reward` is given; the
+    same for the same arguments."""
     random = np.random.default_rng([seed, version])
     return Batch(
         version=version,
         groups=tuple(
-            BatchGroup(group=_group(random, ordinal, group_size), lag=0, use=1)
+            BatchGroup(group=_group(random, ordinal, group_size, reward), lag=0, use=1)
             for ordinal in range(num_groups)
         ),
     )
 
 
-def _group(random: np.random.Generator, ordinal: int, group_size: int) -> Group:
+def _group(
+    random: np.random.Generator, ordinal: int, group_size: int, reward: float | None
+) -> Group:
     prompt = random.integers(2, VOCABULARY, int(random.integers(3, 9)), dtype=np.int32)
     return Group(
         lease_id=ordinal,
@@ -92,11 +102,11 @@ def _group(random: np.random.Generator, ordinal: int, group_size: int) -> Group:
         ordinal=ordinal,
         attempt=0,
         prompt_token_ids=prompt,
-        rollouts=tuple(_rollout(random) for _ in range(group_size)),
+        rollouts=tuple(_rollout(random, reward) for _ in range(group_size)),
     )
 
 
-def _rollout(random: np.random.Generator) -> Rollout:
+def _rollout(random: np.random.Generator, reward: float | None) -> Rollout:
     num_tokens = int(random.integers(1, 12))
     return Rollout(
         token_ids=random.integers(1, VOCABULARY, num_tokens, dtype=np.int32),
@@ -104,5 +114,5 @@ def _rollout(random: np.random.Generator) -> Rollout:
         spans=(VersionSpan(version=0, start=0, stop=num_tokens),),
         finish_reason=FinishReason.EOS,
         text="",
-        reward=float(random.integers(0, 2)),
+        reward=float(random.integers(0, 2)) if reward is None else reward,
     )

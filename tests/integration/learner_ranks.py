@@ -2,11 +2,13 @@
 
     python learner_ranks.py MODEL OUT RANK NUM_RANKS PORT SETTING...
 
-A setting is `ZERO_STAGE:MAX_TOKENS_PER_MICROBATCH`. Rank 0 writes OUT/<setting>.npz.
+A setting is `ZERO_STAGE:MAX_TOKENS_PER_MICROBATCH`. Rank 0 writes OUT/<setting>.npz. A last
+step whose gradient is not finite must be refused on every rank.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -29,7 +31,7 @@ def main() -> None:
 
     from learner.engine import LearnerEngine
     from learner.policy import load_policy
-    from learner.step import LearnerStep
+    from learner.step import LearnerStep, NotFinite
     from learner.weights import full_parameters
     from tests.helpers.jobs import make_batch, make_job
 
@@ -58,6 +60,12 @@ def main() -> None:
         }
         if engine.rank == 0:
             np.savez(Path(out) / f"{setting}.npz", grad_norms=np.array(norms), **weights)
+        try:
+            step.run(make_batch(5, reward=math.nan))
+        except NotFinite:
+            pass
+        else:
+            raise AssertionError(f"{setting}: a gradient that is not finite was applied")
         engine.close()
 
 

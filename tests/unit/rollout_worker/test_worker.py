@@ -203,6 +203,25 @@ def test_on_shared_devices_it_sleeps_for_the_learners_turn() -> None:
     assert world.engine.version == 1
 
 
+def test_an_evaluation_waits_while_the_engine_sleeps() -> None:
+    world = World(max_staleness=0, num_sharing_workers=1)
+    world.receiver.publish(0)
+    world.batch(0)
+    world.worker.request_evaluation(0, [scripted_prompt(0)])
+    for _ in range(20):
+        world.worker.turn()
+    assert world.engine.asleep
+    world.receiver.publish(1)
+    found: list[dict[str, Any]] = []
+
+    def evaluated() -> bool:
+        found.extend(event for event in world.events.drain() if event["kind"] == "eval")
+        return bool(found)
+
+    world.turn_until(evaluated)
+    assert [event["version"] for event in found] == [1]
+
+
 def test_stop_abandons_what_is_in_flight() -> None:
     world = World()
     world.receiver.publish(0)
