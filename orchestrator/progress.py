@@ -90,6 +90,7 @@ def closing_rows(state: RunState, wall_s: float) -> list[tuple[str, str]]:
         ("generated", f"{state.num_generated_tokens / training_s:,.0f} tokens/s"),
         ("trained", f"{state.num_trained_tokens / training_s:,.0f} tokens/s"),
         ("lag", _lag_histogram(state)),
+        ("answers", _answers(state.replay.get("lengths", {}))),
         ("busy", ", ".join(f"{role} {share:.0%}" for role, share in state.busy_share().items())),
         ("dropped prompts", _counts(state.replay.get("drops", {}))),
         ("failed rollouts", _counts(state.replay.get("failures", {}))),
@@ -126,6 +127,18 @@ def _lag_histogram(state: RunState) -> str:
         return "-"
     shares = (f"{lag}: {count / groups:.0%}" for lag, count in sorted(state.lags.items()))
     return f"mean {mean_lag(state):.2f} versions ({', '.join(shares)})"
+
+
+def _answers(lengths: Mapping[str, int]) -> str:
+    """Mean length of what was generated and of what was trained: apart, long ones got lost."""
+    if not lengths.get("generated_rollouts"):
+        return "-"
+    generated, trained = (
+        lengths.get(f"{which}_tokens", 0) / max(1, lengths.get(f"{which}_rollouts", 0))
+        for which in ("generated", "trained")
+    )
+    cut = lengths["generated_cut"] / lengths["generated_rollouts"]
+    return f"mean {generated:.1f} tokens (of the trained {trained:.1f}), {cut:.0%} cut by length"
 
 
 def _counts(counts: Mapping[str, Any]) -> str:

@@ -30,7 +30,6 @@ class RunState:
     evals: dict[int, Mapping[str, Any]] = field(default_factory=dict)  # version -> event
     max_probe_error: float = 0.0
     num_adoptions: int = 0
-    refusals: Counter[str] = field(default_factory=Counter)
     checkpoint: str | None = None  # newest commit
     replay: Mapping[str, Any] = field(default_factory=dict)  # replay's own statistics
 
@@ -47,8 +46,6 @@ class RunState:
             case "adopted":
                 self.num_adoptions += 1
                 self.max_probe_error = max(self.max_probe_error, event.get("probe_error") or 0.0)
-            case "refused":
-                self.refusals[event["reason"]] += 1
             case "commit":
                 self.checkpoint = event["path"]
 

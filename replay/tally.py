@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from slipstream.records import Group, RefusalReason
+from slipstream.records import FinishReason, Group, RefusalReason
 
 
 @dataclass(slots=True)
@@ -21,7 +21,7 @@ class Tally:
     failures: Counter[str] = field(default_factory=Counter)  # FailureReason -> rollouts
     reissues: Counter[str] = field(default_factory=Counter)  # cause -> prompts
     lags: Counter[int] = field(default_factory=Counter)  # lag -> groups trained, each use counts
-    lengths: Counter[str] = field(default_factory=Counter)  # see `generated`, `trained`
+    lengths: Counter[str] = field(default_factory=Counter)  # rollouts, their tokens, those cut
 
     def refused(self, reason: RefusalReason, group: Group) -> None:
         self.refusals[reason.value] += 1
@@ -58,5 +58,9 @@ class Tally:
         )
 
     def _add_lengths(self, which: str, group: Group) -> None:
-        self.lengths[f"{which}_rollouts"] += len(group.rollouts)
-        self.lengths[f"{which}_tokens"] += sum(rollout.num_tokens for rollout in group.rollouts)
+        rollouts = group.rollouts
+        self.lengths[f"{which}_rollouts"] += len(rollouts)
+        self.lengths[f"{which}_tokens"] += sum(rollout.num_tokens for rollout in rollouts)
+        self.lengths[f"{which}_cut"] += sum(
+            rollout.finish_reason is FinishReason.LENGTH for rollout in rollouts
+        )

@@ -3,7 +3,7 @@
     python examples/gsm8k/make_model.py [DATA.jsonl ...]
 
 The tokenizer is a byte-level BPE trained on the questions and answers of the data (default:
-`sample.jsonl` beside this script), with a chat template; the model is a Qwen2 of 3 to 4 million
+`sample.jsonl` beside this script), with a chat template; the model is a Qwen2 of about 4 million
 parameters that has learnt nothing. Both go to `model/` beside this script, in seconds.
 """
 
@@ -89,7 +89,7 @@ def make_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
             num_attention_heads=4,
             num_key_value_heads=2,
             max_position_embeddings=1024,
-            tie_word_embeddings=True,
+            tie_word_embeddings=False,
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,

@@ -16,6 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "arithmetic"
+GSM8K = ROOT / "examples" / "gsm8k"
 SMALL = (
     "learner.num_steps=5",
     "learner.warmup_steps=1",
@@ -86,7 +87,7 @@ def test_zero_means_zero(runs: Path) -> None:
         for mode in ("sync", "buffered")
     ]
     assert weights[0] == weights[1]
-    assert weights[0] != (EXAMPLES / "base_model" / "model.safetensors").read_bytes()
+    assert all(event["metrics"]["grad_norm"] > 0 for event in sync)
 
 
 @pytest.mark.parametrize("mode", ["sync", "buffered"])
@@ -147,6 +148,24 @@ def test_ctrl_c_commits_and_leaves_nothing(tmp_path: Path) -> None:
     committed = (run / "checkpoints" / "latest").read_text().strip()
     assert committed == f"step-{events(run, 'step')[-1]['version']:08d}"
     assert_nothing_is_left()
+
+
+def test_real_text_with_a_chat_template(tmp_path: Path) -> None:
+    """Untied embeddings, prompts that are too long, answers cut by length, rewards of 0."""
+    model = tmp_path / "model"
+    make_model = [sys.executable, str(GSM8K / "make_model.py"), "--out", str(model)]
+    subprocess.run(make_model, check=True, capture_output=True)
+    done = launch(GSM8K / "buffered.yaml", tmp_path, f"model.path={model}", "name=text")
+    assert done.returncode == 0, done.stdout + done.stderr
+    steps, adopted = (events(tmp_path / "text", kind) for kind in ("step", "adopted"))
+    assert [event["version"] for event in steps] == [1, 2, 3]
+    assert all(event["reward"] == 0 for event in steps)
+    assert len(adopted) == 4
+    assert all(event["probe_error"] < 1e-4 for event in adopted)
+    replay = json.loads((tmp_path / "text" / "result.json").read_text())["replay"]
+    assert replay["drops"] == {"prompt_too_long": replay["num_issued"] - 24}
+    assert 1 <= replay["drops"]["prompt_too_long"] <= 8
+    assert replay["lengths"]["generated_cut"] > 48
 
 
 def test_data_that_cannot_be_used_ends_the_job_before_an_engine_starts(tmp_path: Path) -> None:

@@ -218,8 +218,10 @@ def test_lengths_of_generated_and_trained_rollouts(play: Play) -> None:
     assert game.buffer.stats()["lengths"] == {
         "generated_rollouts": 6,
         "generated_tokens": 34,
+        "generated_cut": 0,
         "trained_rollouts": 4,
         "trained_tokens": 14,
+        "trained_cut": 0,
     }
 
 
