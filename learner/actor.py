@@ -1,6 +1,7 @@
 """The Ray shells of the learner: one `LearnerRank` per rank, and the `WeightBoard`.
 
-Torch and DeepSpeed are imported in the rank's own process, after its environment is set.
+Torch and DeepSpeed are imported in the rank's own process, after its environment is set, and
+as the actor is made: that takes seconds in which replay reads the data.
 """
 
 from __future__ import annotations
@@ -61,6 +62,9 @@ class LearnerRank:
         os.environ["WORLD_SIZE"] = str(job.learner.num_ranks)
         if job.learner.gpus_per_rank == 0:
             os.environ["DS_ACCELERATOR"] = "cpu"
+        from learner.engine import import_deepspeed
+
+        import_deepspeed()
         self._job = job
         self._rank = rank
         self._events = EventLog("learner", rank)

@@ -21,6 +21,7 @@ from slipstream.config.job import JobConfig
 from slipstream.protocols import ReplayForLearners, WeightPublisher
 from slipstream.records import WeightUpdate
 from slipstream.telemetry import EventLog
+from slipstream.text import load_tokenizer
 
 MIB = 2**20
 
@@ -136,12 +137,5 @@ def _save_model(
     job: JobConfig, engine: LearnerEngine, weights: dict[str, torch.Tensor], target: Path
 ) -> None:
     """Hugging Face format: safetensors, config and tokenizer."""
-    from transformers import AutoTokenizer
-
     engine.policy.hf.save_pretrained(target, state_dict=weights)
-    tokenizer = AutoTokenizer.from_pretrained(
-        job.model.tokenizer or job.model.path,
-        revision=None if job.model.tokenizer else job.model.revision,
-        trust_remote_code=job.model.trust_remote_code,
-    )
-    tokenizer.save_pretrained(target)
+    load_tokenizer(job.model).save_pretrained(target)

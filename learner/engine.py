@@ -7,6 +7,7 @@ the last one (`set_gradient_accumulation_boundary`), never divided by their numb
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,12 @@ from slipstream.config.job import JobConfig, LearnerConfig
 
 ADAM_EPS = 1e-8
 _TAG = "state"
+
+
+def import_deepspeed() -> None:
+    """Import it, and the models of transformers, which takes seconds."""
+    importlib.import_module("deepspeed")
+    importlib.import_module("transformers.modeling_utils")
 
 
 class LearnerEngine:

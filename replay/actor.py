@@ -3,18 +3,21 @@
     worker ── lease, put ──▶ ReplayActor ◀── take, trained, snapshot ── learner rank
                                  ▲ stop, stats, eval_prompts ── orchestrator
 
-One thread answers all calls in turn, each in micro- to milliseconds, so that the state machine
-needs no lock. `ReplayActor` is a plain class; the orchestrator makes a Ray actor of it and
-gives roles a `ReplayClient` of its handle.
+One thread answers all calls, each step of it in micro- to milliseconds, so that the state
+machine needs no lock. A lease or a take that cannot be granted yet is held, and tried again
+whenever something has changed: nobody polls. `ReplayActor` is a plain class; the orchestrator
+makes a Ray actor of it and gives roles a `ReplayClient` of its handle.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -30,6 +33,9 @@ from slipstream.text import load_tokenizer
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
+LONG_POLL_S = 1.0  # a call that cannot be granted is answered after this
+T = TypeVar("T")
+
 
 class ReplayActor:
     """Owns the groups it has accepted; see `replay.buffer` for what each call means."""
@@ -37,6 +43,7 @@ class ReplayActor:
     def __init__(self, job: JobConfig, snapshot: Mapping[str, Any] | None = None) -> None:
         self._job = job
         self._snapshot = snapshot
+        self._changed = asyncio.Event()  # a new one after every change
 
     def open(self) -> None:
         """Load tokenizer and data, before any other call. Raises DataError."""
@@ -49,21 +56,55 @@ class ReplayActor:
     def __repr__(self) -> str:
         return f"replay v{self._buffer.version}" if hasattr(self, "_buffer") else "replay"
 
-    def lease(self, worker: str, incarnation: int, num_groups: int, *, yielded: bool) -> LeaseReply:
-        now_s = time.monotonic()
-        return self._buffer.lease(worker, incarnation, num_groups, now_s, yielded=yielded)
+    async def lease(
+        self, worker: str, incarnation: int, num_groups: int, *, yielded: bool
+    ) -> LeaseReply:
+        def ask() -> LeaseReply:
+            now_s = time.monotonic()
+            return self._buffer.lease(worker, incarnation, num_groups, now_s, yielded=yielded)
 
-    def put(self, group: Group) -> PutReply:
-        return self._buffer.put(_owned(group), time.monotonic())
+        def says_something(reply: LeaseReply) -> bool:
+            to_yield = reply.yield_device and not yielded
+            return bool(reply.leases) or to_yield or reply.stop is not None
 
-    def take(self, version: int) -> Batch | Wait | Stop:
-        return self._buffer.take(version, time.monotonic())
+        if yielded:
+            self._notify()  # the learner may be waiting for just this
+        return await self._held(ask, says_something)
 
-    def trained(self, version: int) -> None:
+    async def put(self, group: Group) -> PutReply:
+        reply = self._buffer.put(_owned(group), time.monotonic())
+        self._notify()
+        return reply
+
+    async def take(self, version: int) -> Batch | Wait | Stop:
+        return await self._held(
+            lambda: self._buffer.take(version, time.monotonic()),
+            lambda reply: not isinstance(reply, Wait),
+        )
+
+    async def trained(self, version: int) -> None:
         self._buffer.trained(version)
+        self._notify()
 
-    def stop(self, reason: str) -> None:
+    async def stop(self, reason: str) -> None:
         self._buffer.stop(reason)
+        self._notify()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _held(self, ask: Callable[[], T], says_something: Callable[[T], bool]) -> T:
+        """The first answer that says something, or the last one within LONG_POLL_S."""
+        deadline_s = time.monotonic() + LONG_POLL_S
+        while True:
+            changed = self._changed
+            reply = ask()
+            left_s = deadline_s - time.monotonic()
+            if says_something(reply) or left_s <= 0:
+                return reply
+            with suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), left_s)
 
     def stats(self) -> dict[str, Any]:
         self._buffer.expire(time.monotonic())

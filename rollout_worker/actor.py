@@ -1,6 +1,7 @@
 """The Ray shell of a rollout worker.
 
-vLLM is imported in the actor's own process, after its environment is set.
+vLLM is imported in the actor's own process, after its environment is set, and as the actor is
+made: that takes seconds in which replay reads the data.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ class RolloutWorkerActor:
 
     def __init__(self, job: JobConfig, index: int, incarnation: int, cores: Sequence[int]) -> None:
         bind_process(cores)
+        from rollout_worker.vllm_engine import import_vllm
+
+        import_vllm(job.rollout, cores)
         self._job = job
         self._name = f"rollout-{index}"
         self._incarnation = incarnation
-        self._cores = cores
         self._stopping = threading.Event()
         self._events = EventLog("rollout", index)
         self._worker: Any = None
@@ -45,7 +48,6 @@ class RolloutWorkerActor:
             self._job,
             self._name,
             self._incarnation,
-            self._cores,
             replay=replay,
             wait_newer=wait_newer,
             get=lambda reference: ray.get(reference, timeout=timeout_s),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
 from rollout_worker.receiver import ObjectStoreReceiver
 from rollout_worker.reward_pool import RewardPool
-from rollout_worker.vllm_engine import VllmEngine, prepare_environment
+from rollout_worker.vllm_engine import VllmEngine
 from rollout_worker.worker import RolloutWorker
 from slipstream.config.job import JobConfig
 from slipstream.protocols import ReplayForWorkers
@@ -21,17 +21,14 @@ def build_worker(
     job: JobConfig,
     name: str,
     incarnation: int,
-    cores: Sequence[int],
     *,
     replay: ReplayForWorkers,
     wait_newer: Callable[[int], Future[WeightUpdate | None]],
     get: Callable[[Any], Any],
     events: EventLog,
 ) -> RolloutWorker:
-    """A worker whose engine runs on `cores`, or on its GPUs where that is empty."""
+    """A worker whose engine runs where `import_vllm` has said."""
     rewards = RewardPool(job.reward)
-    rewards.start()
-    prepare_environment(job.rollout, cores)
     tokenizer = load_tokenizer(job.model)
     engine = VllmEngine(
         job.model,
@@ -41,6 +38,7 @@ def build_worker(
         seed=job.seed,
         transport=job.weights.transport,
     )
+    rewards.wait_ready()
     return RolloutWorker(
         job,
         name,

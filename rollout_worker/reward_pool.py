@@ -28,18 +28,18 @@ START_TIMEOUT_S = 120.0
 
 
 class RewardPool:
-    """`config.num_processes` scoring processes."""
+    """`config.num_processes` scoring processes; the first imports the reward at once."""
 
     def __init__(self, config: RewardConfig) -> None:
         self._config = config
         self._pool = ProcessPool(
             max_workers=config.num_processes, context=multiprocessing.get_context("spawn")
         )
+        self._prepared = self._pool.schedule(_prepare, args=[config], timeout=START_TIMEOUT_S)
 
-    def start(self) -> None:
-        """Import the reward in a scoring process; raises SlipstreamError where that fails."""
-        call = self._pool.schedule(_prepare, args=[self._config], timeout=START_TIMEOUT_S)
-        if problem := call.result():
+    def wait_ready(self) -> None:
+        """Until the reward is imported; raises SlipstreamError where that failed."""
+        if problem := self._prepared.result():
             raise SlipstreamError(problem)
 
     def score(

@@ -22,7 +22,7 @@ def build_reward(config: RewardConfig) -> Reward:
         case "exact_match":
             return ExactMatch(config.answer_field)
         case "reasoning_gym":
-            return reasoning_gym_verifier
+            return reasoning_gym_verifier()
 
 
 def import_function(path: str) -> Reward:
@@ -51,8 +51,11 @@ class ExactMatch:
         return float(answer.strip() == str(item[self._answer_field]).strip())
 
 
-def reasoning_gym_verifier(prompt: str, answer: str, item: Mapping[str, Any]) -> float:
+def reasoning_gym_verifier() -> Reward:
     """The score of the task that made the item (`metadata.source_dataset`)."""
     from reasoning_gym import get_score_answer_fn
 
-    return float(get_score_answer_fn(item["metadata"]["source_dataset"])(answer, item))
+    def verify(prompt: str, answer: str, item: Mapping[str, Any]) -> float:
+        return float(get_score_answer_fn(item["metadata"]["source_dataset"])(answer, item))
+
+    return verify

@@ -13,6 +13,7 @@ that really sampled.
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -28,8 +29,8 @@ from slipstream.records import FinishReason, LogProbs, TokenIds, VersionSpan
 _SCORE_ID = "score"
 
 
-def prepare_environment(config: RolloutConfig, cores: Sequence[int]) -> None:
-    """Set what vLLM reads when it is imported. Call it before anything imports vllm."""
+def import_vllm(config: RolloutConfig, cores: Sequence[int]) -> None:
+    """Set what vLLM reads when it is imported, and import it, which takes seconds."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -37,6 +38,7 @@ def prepare_environment(config: RolloutConfig, cores: Sequence[int]) -> None:
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.kv_cache_gib)
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores)) or "nobind"
         os.environ["OMP_NUM_THREADS"] = str(max(1, len(cores)))
+    importlib.import_module("vllm.v1.engine.llm_engine")
 
 
 class VllmEngine:

@@ -9,11 +9,13 @@ Prints one JSON line: tokens a second and seconds a step, the first steps left o
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import statistics
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +64,10 @@ def open_engine(job: JobConfig, cores: Any) -> tuple[Any, list[Any]]:
     """The engine with the start model's weights as version 0, and a batch of prompts."""
     from replay.render import renderer
     from replay.sources import open_source
-    from rollout_worker.vllm_engine import VllmEngine, prepare_environment
+    from rollout_worker.vllm_engine import VllmEngine, import_vllm
     from slipstream.text import eos_token_ids, load_tokenizer
 
-    prepare_environment(job.rollout, cores)
+    import_vllm(job.rollout, cores)
     tokenizer = load_tokenizer(job.model)
     render = renderer(job.data.train, tokenizer)
     items = open_source(job.data.train)
@@ -116,14 +118,10 @@ def generate(job: JobConfig, engine: Any, prompts: list[Any], step: int) -> list
 
 def learner(job: JobConfig) -> Iterator[tuple[int, float]]:
     """(answer tokens, seconds) of training on one batch after another, as generated."""
-    cores = make_plan(job).rank_cores[0]
-    engine, prompts = open_engine(job, cores)
-    batches = [
-        to_batch(job, generate(job, engine, prompts, step), prompts, step)
-        for step in range(NUM_WARM_STEPS + NUM_STEPS)
-    ]
-    engine.close()
-    bind_process(cores)
+    # An engine changes the threads of its process: the batches are made in another.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        batches = pool.submit(make_batches, job).result()
+    bind_process(make_plan(job).rank_cores[0])
     step = open_learner(job)
     for batch in batches:
         start_s = time.perf_counter()
@@ -131,7 +129,17 @@ def learner(job: JobConfig) -> Iterator[tuple[int, float]]:
         yield batch.num_answer_tokens, time.perf_counter() - start_s
 
 
-def to_batch(job: JobConfig, answers: list[Any], prompts: list[Any], step: int) -> Any:
+def make_batches(job: JobConfig) -> list[Any]:
+    engine, prompts = open_engine(job, make_plan(job).worker_cores[0])
+    batches = [
+        to_batch(generate(job, engine, prompts, step), prompts, step)
+        for step in range(NUM_WARM_STEPS + NUM_STEPS)
+    ]
+    engine.close()
+    return batches
+
+
+def to_batch(answers: list[Any], prompts: list[Any], step: int) -> Any:
     from slipstream.records import Batch, BatchGroup, Group, Rollout
 
     groups: dict[int, list[Rollout]] = {}

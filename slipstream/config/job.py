@@ -246,7 +246,7 @@ class ReplayConfig(Section):
     dynamic_sampling: bool = False  # drop and refill groups whose rewards are all equal
     max_attempts: PositiveInt = 3  # of one prompt, before it is dropped as failed
     lease_timeout_s: PositiveFloat = 600.0
-    call_timeout_s: PositiveFloat = 60.0  # deadline of one call to replay
+    call_timeout_s: PositiveFloat = 60.0  # deadline of one call to replay, which may hold it 1 s
 
 
 class WeightsConfig(Section):

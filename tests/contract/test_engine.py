@@ -32,10 +32,10 @@ def model_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture(scope="module")
 def vllm_engine(model_dir: Path) -> Iterator[Engine]:
-    from rollout_worker.vllm_engine import VllmEngine, prepare_environment
+    from rollout_worker.vllm_engine import VllmEngine, import_vllm
 
     job = make_job(model_dir, rollout={"num_slots": 32})
-    prepare_environment(job.rollout, [0])
+    import_vllm(job.rollout, [0])
     engine = VllmEngine(job.model, job.rollout, max_tokens=MAX_TOKENS, eos_token_ids=[EOS], seed=0)
     yield engine
     engine.close()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from replay.actor import ReplayActor, ReplayClient
+from replay.actor import LONG_POLL_S, ReplayActor, ReplayClient
 from replay.buffer import ReplayBuffer
 from replay.rules import Rules
 from replay.scripted import LocalReplay, scripted_group, scripted_prompt
@@ -114,20 +116,20 @@ def opened(job: JobConfig, snapshot: dict[str, Any] | None = None) -> ReplayActo
 
 def test_a_snapshot_goes_on_in_another_actor(job: JobConfig) -> None:
     first = opened(job)
-    leases = first.lease("w0", 0, 4, yielded=False).leases
+    leases = asyncio.run(first.lease("w0", 0, 4, yielded=False)).leases
     for lease in leases[:3]:
-        first.put(scripted_group(lease, rewards=(0, 1)))
-    first.take(0)
-    first.trained(1)
+        asyncio.run(first.put(scripted_group(lease, rewards=(0, 1))))
+    asyncio.run(first.take(0))
+    asyncio.run(first.trained(1))
     resumed = opened(job, json.loads(json.dumps(first.snapshot())))
     assert repr(resumed) == "replay v1"
-    again = resumed.lease("w0", 0, 9, yielded=False).leases
+    again = asyncio.run(resumed.lease("w0", 0, 9, yielded=False)).leases
     assert [(lease.prompt.ordinal, lease.attempt) for lease in again] == [(2, 1), (3, 1)]
 
 
 def test_prompts_are_rendered_from_the_jobs_data(job: JobConfig) -> None:
     actor = opened(job)
-    lease = actor.lease("w0", 0, 1, yielded=False).leases[0]
+    lease = asyncio.run(actor.lease("w0", 0, 1, yielded=False)).leases[0]
     assert (lease.prompt.text, lease.prompt.token_ids.tolist()) == ("0+0=", [1, 11, 1, 12])
     evaluation = actor.eval_prompts()
     assert [prompt.text for prompt in evaluation] == ["0+0==", "1+1==", "2+2=="]  # as a chat
@@ -136,14 +138,39 @@ def test_prompts_are_rendered_from_the_jobs_data(job: JobConfig) -> None:
 
 def test_it_owns_what_it_accepted(job: JobConfig) -> None:
     actor = opened(job)
-    leases = actor.lease("w0", 0, 2, yielded=False).leases
+    leases = asyncio.run(actor.lease("w0", 0, 2, yielded=False)).leases
     groups = [scripted_group(lease, rewards=(0, 1)) for lease in leases]
     for group in groups:
-        assert actor.put(group).refused is None
+        assert asyncio.run(actor.put(group)).refused is None
         group.rollouts[0].token_ids[:] = 0  # as if the memory were reused
-    batch = actor.take(0)
+    batch = asyncio.run(actor.take(0))
     assert isinstance(batch, Batch)
     assert batch.groups[0].group.rollouts[0].token_ids.tolist() == [7, 7]
+
+
+def test_calls_are_held_until_something_changes(job: JobConfig) -> None:
+    learner = job.learner.model_copy(update={"num_steps": 3})
+    actor = opened(job.model_copy(update={"learner": learner}))
+
+    async def play() -> tuple[Any, Any]:
+        leases = (await actor.lease("w0", 0, 4, yielded=False)).leases
+        batch = asyncio.create_task(actor.take(0))
+        more = asyncio.create_task(actor.lease("w0", 0, 1, yielded=False))
+        await asyncio.sleep(0.01)
+        assert not batch.done()
+        for lease in leases:
+            await actor.put(scripted_group(lease, rewards=(0, 1)))
+        taken = await batch
+        assert not more.done(), "no room before the batch is trained"
+        await actor.trained(1)
+        return taken, await more
+
+    batch, more = asyncio.run(play())
+    assert isinstance(batch, Batch)
+    assert [lease.prompt.ordinal for lease in more.leases] == [4]
+    start_s = time.monotonic()
+    assert isinstance(asyncio.run(opened(job).take(0)), Wait)
+    assert time.monotonic() - start_s >= LONG_POLL_S
 
 
 def test_without_held_out_data_there_are_no_prompts(job: JobConfig) -> None:
@@ -153,8 +180,8 @@ def test_without_held_out_data_there_are_no_prompts(job: JobConfig) -> None:
 
 def test_stop_is_passed_on(job: JobConfig) -> None:
     actor = opened(job)
-    lease = actor.lease("w0", 0, 1, yielded=False).leases[0]
+    lease = asyncio.run(actor.lease("w0", 0, 1, yielded=False)).leases[0]
     group = replace(scripted_group(lease, rewards=(0, 1)), incarnation=3)
-    assert actor.put(group).refused is RefusalReason.UNKNOWN_LEASE
-    actor.stop("interrupted")
-    assert actor.take(0) == Stop(reason="interrupted")
+    assert asyncio.run(actor.put(group)).refused is RefusalReason.UNKNOWN_LEASE
+    asyncio.run(actor.stop("interrupted"))
+    assert asyncio.run(actor.take(0)) == Stop(reason="interrupted")

@@ -41,7 +41,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RewardPool]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(directory))
         pool = RewardPool(FunctionReward(kind="function", path="my_rewards:reward", timeout_s=2))
-        pool.start()
+        pool.wait_ready()
         yield pool
         pool.close()
 
