@@ -3,7 +3,7 @@ SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONWARNINGS := ignore::SyntaxWarning
 
-.PHONY: help install quickstart check test modes bench clean
+.PHONY: help install quickstart check test seeds modes bench clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -16,13 +16,13 @@ install:
 quickstart: install
 	slipstream launch examples/arithmetic/buffered.yaml --overwrite
 
-## make check        format, lint, types, import rules, pure-core tests; under 2 minutes
+## make check        format, lint, types, import rules, pure-core tests, the wheel; under 2 minutes
 check: install
 	ruff format --check .
 	ruff check .
 	mypy
 	lint-imports
-	pytest -q tests/unit
+	pytest tests/unit tests/packaging
 
 ## make test         `make check`, then every test; the cheap ones first
 test: install
@@ -30,7 +30,11 @@ test: install
 	ruff check .
 	mypy
 	lint-imports
-	pytest -x tests/unit tests/contract tests/integration
+	pytest -x tests/unit tests/packaging tests/contract tests/integration
+
+## make seeds        the quickstart on three seeds, time and memory; writes docs/results/quickstart.md
+seeds: install
+	python scripts/seeds.py
 
 ## make modes        the four modes side by side; writes docs/results/modes.md
 modes: install
@@ -38,7 +42,7 @@ modes: install
 
 ## make bench        rollout, learner and pipeline speed, beside TRL; writes docs/results/bench.md
 bench: install
-	python scripts/bench/bench.py
+	PYTHONPATH=scripts python scripts/bench/bench.py
 
 ## make clean        remove the environment and what runs left behind
 clean:

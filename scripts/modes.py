@@ -6,29 +6,20 @@ writes docs/results/modes.md.
 
 from __future__ import annotations
 
-import json
-import platform
 import subprocess
 import sys
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
+from results import ROOT, result_of, signature, table, write
 from two_nodes import two_nodes
 
-ROOT = Path(__file__).parents[1]
 MODES = ("sync", "split", "buffered", "multinode")
-TARGET = ROOT / "docs" / "results" / "modes.md"
 
 
 def main() -> None:
     overrides = sys.argv[1:]
     results = {mode: run(mode, overrides) for mode in MODES}
-    TARGET.parent.mkdir(parents=True, exist_ok=True)
-    text = page(results, overrides)
-    TARGET.write_text(text, encoding="utf-8")
-    TARGET.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
-    print(text)
+    write("modes", page(results, overrides), results)
 
 
 def run(mode: str, overrides: list[str]) -> dict[str, Any]:
@@ -43,16 +34,21 @@ def run(mode: str, overrides: list[str]) -> dict[str, Any]:
             subprocess.run([*command, "--address", address], cwd=ROOT, check=True)
     else:
         subprocess.run(command, cwd=ROOT, check=True)
-    result: dict[str, Any] = json.loads((ROOT / f"runs/modes-{mode}/result.json").read_text())
-    return result
+    return result_of(f"modes-{mode}")
 
 
 def page(results: dict[str, dict[str, Any]], overrides: list[str]) -> str:
     sync = results["sync"]["evals"][-1]
-    head = (
-        "| mode | held-out accuracy (greedy) | held-out reward (sampled) | training wall time "
-        "| generated tok/s | trained tok/s | lag: share of groups | dropped |"
-    )
+    head = [
+        "mode",
+        "held-out accuracy (greedy)",
+        "held-out reward (sampled)",
+        "training wall time",
+        "generated tok/s",
+        "trained tok/s",
+        "lag: share of groups",
+        "dropped",
+    ]
     rows = [row(mode, result, sync) for mode, result in results.items()]
     steps = {result["steps"] for result in results.values()}
     groups = {result["trained_groups"] for result in results.values()}
@@ -60,15 +56,12 @@ def page(results: dict[str, dict[str, Any]], overrides: list[str]) -> str:
         [
             "# The four modes side by side",
             "",
-            f"`make modes`{' with ' + ' '.join(overrides) if overrides else ''}, "
-            f"{datetime.now(tz=UTC):%Y-%m-%d}, {machine()}.",
+            signature(" ".join(["make modes", *overrides])),
             f"The same seed, {set_of(steps)} steps, {set_of(groups)} trained groups each. Points "
             "in brackets: difference to `sync`. Wall time is from the roles' readiness to the last "
             "step, evaluations included; starting up is not.",
             "",
-            head,
-            "|" + "---|" * 8,
-            *rows,
+            table(head, rows),
             "",
             f"Before training: {sync_before(results)}.",
             "",
@@ -76,13 +69,13 @@ def page(results: dict[str, dict[str, Any]], overrides: list[str]) -> str:
     )
 
 
-def row(mode: str, result: dict[str, Any], sync: dict[str, Any]) -> str:
+def row(mode: str, result: dict[str, Any], sync: dict[str, Any]) -> list[str]:
     last = result["evals"][-1]
     groups = max(1, sum(result["lags"].values()))
     lags = ", ".join(f"{lag}: {count / groups:.0%}" for lag, count in result["lags"].items())
     replay = result["replay"]
     dropped = sum(replay.get("drops", {}).values()) / max(1, replay.get("num_issued", 1))
-    cells = [
+    return [
         f"`{mode}`",
         *(
             f"{last[key]:.1%} ({100 * (last[key] - sync[key]):+.1f})"
@@ -94,7 +87,6 @@ def row(mode: str, result: dict[str, Any], sync: dict[str, Any]) -> str:
         lags,
         f"{dropped:.1%}",
     ]
-    return "| " + " | ".join(cells) + " |"
 
 
 def sync_before(results: dict[str, dict[str, Any]]) -> str:
@@ -107,12 +99,6 @@ def sync_before(results: dict[str, dict[str, Any]]) -> str:
 
 def set_of(values: set[int]) -> str:
     return ", ".join(f"{value:,}" for value in sorted(values))
-
-
-def machine() -> str:
-    import os
-
-    return f"{os.cpu_count()} cores ({platform.machine()}), no GPU"
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Each side alone on its own core, with the workload of a job file.
 
-    python scripts/bench/alone.py rollout JOB.yaml [KEY=VALUE ...]
-    python scripts/bench/alone.py learner JOB.yaml [KEY=VALUE ...]
+    python scripts/bench/alone.py rollout JOB.yaml NUM_STEPS [KEY=VALUE ...]
+    python scripts/bench/alone.py learner JOB.yaml NUM_STEPS [KEY=VALUE ...]
 
-Prints one JSON line: tokens a second and seconds a step, the first steps left out.
+Prints one JSON line: for every step its answer tokens and its seconds, the first steps left out.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import statistics
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -25,36 +25,22 @@ from slipstream.config.job import JobConfig
 from slipstream.config.load import load_job
 
 NUM_WARM_STEPS = 2
-NUM_STEPS = 8
+NUM_BATCHES = 8  # that the learner trains on, again and again
 
 
 def main() -> None:
-    side, file, *overrides = sys.argv[1:]
+    side, file, num_steps, *overrides = sys.argv[1:]
     job = load_job(Path(file), overrides)
-    steps = list({"rollout": rollout, "learner": learner}[side](job))[NUM_WARM_STEPS:]
-    tokens, seconds = (sum(step[i] for step in steps) for i in (0, 1))
-    print(
-        json.dumps(
-            {
-                "side": side,
-                "step_s": statistics.median(step[1] for step in steps),
-                "tokens_per_s": tokens / seconds,
-                "mean_tokens": tokens / len(steps) / num_rollouts(job),
-            }
-        )
-    )
+    steps = {"rollout": rollout, "learner": learner}[side](job, NUM_WARM_STEPS + int(num_steps))
+    print(json.dumps(list(steps)[NUM_WARM_STEPS:]))
 
 
-def num_rollouts(job: JobConfig) -> int:
-    return job.learner.groups_per_batch * job.rollout.group_size
-
-
-def rollout(job: JobConfig) -> Iterator[tuple[int, float]]:
+def rollout(job: JobConfig, num_steps: int) -> Iterator[tuple[int, float]]:
     """(answer tokens, seconds) of generating one batch after another."""
     cores = make_plan(job).worker_cores[0]
     bind_process(cores)
     engine, prompts = open_engine(job, cores)
-    for step in range(NUM_WARM_STEPS + NUM_STEPS):
+    for step in range(num_steps):
         start_s, answers = time.perf_counter(), generate(job, engine, prompts, step)
         yield sum(len(answer.token_ids) for answer in answers), time.perf_counter() - start_s
     engine.close()
@@ -116,14 +102,14 @@ def generate(job: JobConfig, engine: Any, prompts: list[Any], step: int) -> list
     return done
 
 
-def learner(job: JobConfig) -> Iterator[tuple[int, float]]:
+def learner(job: JobConfig, num_steps: int) -> Iterator[tuple[int, float]]:
     """(answer tokens, seconds) of training on one batch after another, as generated."""
     # An engine changes the threads of its process: the batches are made in another.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         batches = pool.submit(make_batches, job).result()
     bind_process(make_plan(job).rank_cores[0])
     step = open_learner(job)
-    for batch in batches:
+    for batch in islice(cycle(batches), num_steps):
         start_s = time.perf_counter()
         step.run(batch)
         yield batch.num_answer_tokens, time.perf_counter() - start_s
@@ -132,8 +118,7 @@ def learner(job: JobConfig) -> Iterator[tuple[int, float]]:
 def make_batches(job: JobConfig) -> list[Any]:
     engine, prompts = open_engine(job, make_plan(job).worker_cores[0])
     batches = [
-        to_batch(generate(job, engine, prompts, step), prompts, step)
-        for step in range(NUM_WARM_STEPS + NUM_STEPS)
+        to_batch(generate(job, engine, prompts, step), prompts, step) for step in range(NUM_BATCHES)
     ]
     engine.close()
     return batches

@@ -10,7 +10,6 @@ is the quickest of its settings here. Prints one JSON line.
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 import time
 from pathlib import Path
@@ -55,22 +54,19 @@ def main() -> None:
     )
     trainer.train()
     warm = settings["num_warm_steps"]
-    seconds = times.ended_s[-1] - times.ended_s[warm - 1]
-    steps = [b - a for a, b in zip(times.ended_s[warm - 1 :], times.ended_s[warm:], strict=False)]
-    trained = sum(tokens[warm:])
-    print(
-        json.dumps(
-            {
-                "step_s": statistics.median(steps),
-                "trained_tokens_per_s": trained / seconds,
-                "mean_tokens": trained / len(steps) / num_samples,
-                "trl": trl.__version__,
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-                "threads": torch.get_num_threads(),
-            }
+    steps = [
+        (num_tokens, ended_s - before_s)
+        for num_tokens, before_s, ended_s in zip(
+            tokens[warm:], times.ended_s[warm - 1 :], times.ended_s[warm:], strict=False
         )
-    )
+    ]
+    versions = {
+        "trl": trl.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "threads": torch.get_num_threads(),
+    }
+    print(json.dumps({"steps": steps, "versions": versions}))
 
 
 def config(settings: dict[str, Any], num_samples: int) -> GRPOConfig:
