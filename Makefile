@@ -25,12 +25,8 @@ check: install
 	pytest tests/unit tests/packaging
 
 ## make test         `make check`, then every test; the cheap ones first
-test: install
-	ruff format --check .
-	ruff check .
-	mypy
-	lint-imports
-	pytest -x tests/unit tests/packaging tests/contract tests/integration
+test: check
+	pytest -x tests/contract tests/integration
 
 ## make seeds        the quickstart on three seeds, time and memory; writes docs/results/quickstart.md
 seeds: install

@@ -38,20 +38,15 @@ class Commit:
     replay: Mapping[str, Any]  # snapshot of the ledger at the same step boundary
 
     @property
-    def model_dir(self) -> Path:
-        return self.path / "model"
-
-    @property
     def learner_dir(self) -> Path:
         return self.path / "learner"
 
 
-def begin(root: Path, version: int) -> Path:
-    """An empty directory to write `version` into; every rank writes to the same one."""
+def begin(root: Path, version: int) -> None:
+    """Make an empty directory to write `version` into; every rank writes to the same one."""
     directory = aside(root, version)
     shutil.rmtree(directory, ignore_errors=True)
     (directory / "learner").mkdir(parents=True)
-    return directory
 
 
 def finish(root: Path, version: int, replay: Mapping[str, Any], keep_last: int) -> Path:

@@ -24,10 +24,9 @@ from learner.weights import Prober
 from slipstream.config.job import JobConfig
 from slipstream.errors import DeadlineExceeded
 from slipstream.protocols import ReplayForLearners, WeightPublisher
-from slipstream.records import Batch, Stop
+from slipstream.records import Batch, Stop, Wait
 from slipstream.telemetry import Busy, EventLog
 
-POLL_S = 0.005  # between two asks for a batch that is not there yet
 T = TypeVar("T")
 WriteCommit = Callable[[int, Mapping[str, Any]], Path]
 
@@ -61,7 +60,7 @@ class LearnerLoop:
         self._events = events
         self._busy = Busy()
         self._committed_version = version
-        self._sync_s: Mapping[str, float] = {}
+        self._publish_s: Mapping[str, float] = {}
 
     def run(self) -> int:
         """Train until replay says stop; returns the last version."""
@@ -74,12 +73,11 @@ class LearnerLoop:
         return self.version
 
     def _next_batch(self) -> Batch | Stop:
+        """Replay holds the call until there is a batch, or answers Wait after a while."""
         with self._busy.phase("wait"):
-            while True:
-                reply = self._answer(self._replay.take(self.version), "take")
-                if isinstance(reply, Batch | Stop):
-                    return reply
-                time.sleep(POLL_S)
+            while isinstance(reply := self._answer(self._replay.take(self.version), "take"), Wait):
+                pass
+        return reply
 
     def _train(self, batch: Batch) -> None:
         with self._busy.phase("train"):
@@ -98,7 +96,7 @@ class LearnerLoop:
 
     def _publish(self) -> None:
         probe = self._prober.measure() if self._prober is not None else None
-        self._sync_s = self._publisher.publish(self.version, probe)
+        self._publish_s = self._publisher.publish(self.version, probe)
 
     def _commit(self) -> None:
         start_s = time.perf_counter()
@@ -137,7 +135,7 @@ class LearnerLoop:
             num_answer_tokens=batch.num_answer_tokens,
             tokens_sha256=_digest(batch),
             seconds=self._busy.drain(),
-            metrics={**self._metrics, **self._sync_s},
+            metrics={**self._metrics, **self._publish_s},
         )
 
 

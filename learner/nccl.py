@@ -40,7 +40,7 @@ class NcclPublisher:
     ) -> None:
         self._engine = engine
         self._rendezvous = rendezvous
-        self._num_gpus = job.rollout.num_workers * job.rollout.tensor_parallel_size
+        self._num_gpus = job.rollout.num_workers * job.rollout.gpus
         self._client = _Client(job, call_workers)
         self._source = _Source(engine, bucket_bytes)
         self._transfer: Any = None
@@ -50,7 +50,6 @@ class NcclPublisher:
         start_s = time.perf_counter()
         self._client.update = WeightUpdate(
             version=version,
-            transport="nccl",
             bucket_specs=(),
             buckets=(),
             probe=probe,
@@ -84,7 +83,7 @@ class _Client:
 
     def __init__(self, job: JobConfig, call_workers: CallWorkers) -> None:
         self._num_workers = job.rollout.num_workers
-        self._gpus_each = job.rollout.tensor_parallel_size
+        self._gpus_each = job.rollout.gpus
         self._call_workers = call_workers
         self.update: WeightUpdate | None = None
 

@@ -56,13 +56,13 @@ class Policy(nn.Module):
         )
 
 
-def load_policy(config: ModelConfig, path: str | None = None) -> Policy:
-    """The model of the job file, or the one saved at `path`, in the job's dtype."""
+def load_policy(config: ModelConfig) -> Policy:
+    """The model of the job file, in its dtype."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(
-        path or config.path,
-        revision=None if path else config.revision,
+        config.path,
+        revision=config.revision,
         trust_remote_code=config.trust_remote_code,
         dtype=getattr(torch, config.dtype),
         attn_implementation="sdpa",

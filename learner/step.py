@@ -23,7 +23,7 @@ from learner.algorithms import advantages as advantage_functions
 from learner.algorithms.corrections import truncated_weights
 from learner.algorithms.kl import kl_estimate
 from learner.algorithms.losses import aggregate, denominator_of, ppo_clip
-from learner.batching import Microbatch, microbatches, minibatches
+from learner.batching import microbatches, minibatches
 from learner.engine import LearnerEngine, learning_rate_at
 from learner.policy import Policy
 from learner.tensors import Sample, SampleTensors, samples_of, to_tensors
@@ -37,11 +37,20 @@ class NotFinite(SlipstreamError):
 
 
 @dataclass(slots=True)
-class _Prepared:
-    """One microbatch of this rank, and pi_old's log-probs where they were computed ahead."""
+class _Microbatch:
+    """Of this rank, and pi_old's log-probs where they were computed ahead."""
 
     tensors: SampleTensors
     old_logprobs_BT: Tensor | None = None
+
+
+@dataclass(slots=True)
+class _Minibatch:
+    """What one optimizer step trains on; the counts are of all ranks together."""
+
+    microbatches: list[_Microbatch]
+    num_tokens: int  # of the answers
+    num_rollouts: int
 
 
 class LearnerStep:
@@ -58,40 +67,40 @@ class LearnerStep:
         samples = samples_of(batch)
         advantages = _advantages(samples, algorithm.advantage)
         parts = [
-            self._prepare(batch, samples, advantages, groups)
+            self._prepare(samples, advantages, groups)
             for groups in minibatches(len(batch.groups), algorithm.minibatches)
         ]
         if algorithm.epochs * algorithm.minibatches > 1 and algorithm.old_logprobs == "learner":
-            self._compute_old_logprobs([prepared for part in parts for prepared in part])
+            self._compute_old_logprobs([entry for part in parts for entry in part.microbatches])
         totals: Counter[str] = Counter()
         rate = learning_rate_at(batch.version, self._job.learner)
         for _ in range(algorithm.epochs):
-            for groups, part in zip(
-                minibatches(len(batch.groups), algorithm.minibatches), parts, strict=True
-            ):
-                totals.update(self._optimizer_step(part, _chosen(samples, groups), rate))
+            for part in parts:
+                totals.update(self._optimizer_step(part, rate))
         return _summary(totals, algorithm, batch, rate)
 
-    def _prepare(
-        self, batch: Batch, samples: list[Sample], advantages: list[float], groups: range
-    ) -> list[_Prepared]:
-        """This rank's microbatches of the minibatch made of `groups`."""
+    def _prepare(self, samples: list[Sample], advantages: list[float], groups: range) -> _Minibatch:
+        """The minibatch made of `groups`, with this rank's microbatches."""
         chosen = [index for index, sample in enumerate(samples) if sample.group in groups]
         cut = microbatches(
             [samples[index].num_tokens for index in chosen],
             max_tokens=self._job.learner.max_tokens_per_microbatch,
             num_ranks=self._engine.num_ranks,
         )
-        return [
-            self._tensors([chosen[place] for place in part], samples, advantages)
-            for part in cut[self._engine.rank]
-        ]
+        return _Minibatch(
+            [
+                self._tensors([chosen[place] for place in part], samples, advantages)
+                for part in cut[self._engine.rank]
+            ],
+            num_tokens=sum(samples[index].rollout.num_tokens for index in chosen),
+            num_rollouts=len(chosen),
+        )
 
     def _tensors(
-        self, indices: Microbatch, samples: list[Sample], advantages: list[float]
-    ) -> _Prepared:
+        self, indices: Sequence[int], samples: list[Sample], advantages: list[float]
+    ) -> _Microbatch:
         rows = [samples[index] for index in indices]
-        return _Prepared(to_tensors(rows, [advantages[i] for i in indices], self._engine.device))
+        return _Microbatch(to_tensors(rows, [advantages[i] for i in indices], self._engine.device))
 
     def _forward(self, tensors: SampleTensors) -> tuple[Tensor, Tensor]:
         return self._engine.forward(
@@ -102,23 +111,21 @@ class LearnerStep:
         )
 
     @torch.no_grad()
-    def _compute_old_logprobs(self, prepared: list[_Prepared]) -> None:
-        for entry in prepared:
+    def _compute_old_logprobs(self, entries: list[_Microbatch]) -> None:
+        for entry in entries:
             entry.old_logprobs_BT, _ = self._forward(entry.tensors)
 
-    def _optimizer_step(
-        self, prepared: list[_Prepared], samples: Sequence[Sample], rate: float
-    ) -> Counter[str]:
+    def _optimizer_step(self, part: _Minibatch, rate: float) -> Counter[str]:
         denominator = denominator_of(
             self._job.algorithm.aggregate,
-            num_tokens=sum(sample.rollout.num_tokens for sample in samples),
-            num_rollouts=len(samples),
+            num_tokens=part.num_tokens,
+            num_rollouts=part.num_rollouts,
             max_tokens=self._job.rollout.max_new_tokens,
         )
         sums: dict[str, Tensor] = {}
-        for place, entry in enumerate(prepared, start=1):
+        for place, entry in enumerate(part.microbatches, start=1):
             loss, metrics = self._loss(entry, denominator)
-            self._engine.backward(loss, last=place == len(prepared))
+            self._engine.backward(loss, last=place == len(part.microbatches))
             for name, value in metrics.items():
                 sums[name] = sums.get(name, torch.zeros((), device=loss.device)) + value
         norm = self._engine.step(rate)
@@ -128,7 +135,7 @@ class LearnerStep:
         totals = self._engine.all_sum(torch.stack([sums[name] for name in names])).tolist()
         return Counter({**dict(zip(names, totals, strict=True)), "grad_norm": norm})
 
-    def _loss(self, entry: _Prepared, denominator: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss(self, entry: _Microbatch, denominator: float) -> tuple[Tensor, dict[str, Tensor]]:
         """The microbatch's share of the loss, and metrics as sums over its tokens."""
         algorithm, tensors = self._job.algorithm, entry.tensors
         mask_BT, mu_BT = tensors.mask_BT, tensors.behaviour_logprobs_BT
@@ -190,10 +197,6 @@ def _advantages(samples: list[Sample], config: AdvantageConfig) -> list[float]:
         case "reinforce":
             advantages_B = advantage_functions.reinforce(scores_B, baseline=config.baseline)
     return [float(value) for value in advantages_B]
-
-
-def _chosen(samples: list[Sample], groups: range) -> list[Sample]:
-    return [sample for sample in samples if sample.group in groups]
 
 
 def _summary(

@@ -93,7 +93,6 @@ class ObjectStorePublisher:
             self._announce(
                 WeightUpdate(
                     version=version,
-                    transport="object_store",
                     bucket_specs=tuple(specs),
                     buckets=tuple(references),
                     probe=probe,

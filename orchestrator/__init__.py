@@ -1,7 +1,6 @@
 """From a job file to a running job: plan, place, start, watch, finish; the command line.
 
-Only `launch` and `fleet` know the roles' actors; only `fleet`, `cluster` and `placement`
-import ray.
+Only `fleet` knows the roles' actors; only `fleet`, `cluster` and `placement` import ray.
 """
 
 import os

@@ -1,5 +1,4 @@
-"""Runs one job: start the roles, watch them, evaluate, finish. The only module that knows
-the roles' actors.
+"""Runs one job: start the roles, watch them, evaluate, finish.
 
     driver ── constructs ──▶ replay, weight board, learner ranks, rollout workers
            ── run() ───────▶ ranks and workers, which talk to replay and the board alone
@@ -93,7 +92,7 @@ class _Run:
 
     def run_to_end(self) -> None:
         self._state.start_version = self._state.version = self._fleet.start_version
-        self._state.training_start_s = time.time()
+        self._state.training_started_at_s = time.time()
         self._fleet.run()
         try:
             self._evaluate(self._state.start_version)
@@ -149,7 +148,7 @@ class _Run:
                 )
 
     def _check_watchdog(self) -> None:
-        since_s = self._state.last_step_s or self._state.training_start_s or time.time()
+        since_s = self._state.last_step_at_s or self._state.training_started_at_s or time.time()
         limit_s = self._job.telemetry.watchdog_s
         if time.time() - since_s > limit_s:
             raise RoleFailed(

@@ -35,10 +35,16 @@ class Plan:
     def totals(self) -> dict[str, int]:
         """CPUs and GPUs that the roles take together."""
         roles = (self.rollout, self.learner)
-        cpus = [role.count * role.cpus for role in roles]
-        gpus = [role.count * role.gpus for role in roles]
-        combine = max if self.shared else sum
-        return {"CPU": combine(cpus), "GPU": combine(gpus)}
+        if self.shared:  # each of as many bundles as the larger role has actors holds one of both
+            count = max(role.count for role in roles)
+            return {
+                "CPU": count * max(role.cpus for role in roles),
+                "GPU": count * max(role.gpus for role in roles),
+            }
+        return {
+            "CPU": sum(role.count * role.cpus for role in roles),
+            "GPU": sum(role.count * role.gpus for role in roles),
+        }
 
 
 def make_plan(job: JobConfig) -> Plan:

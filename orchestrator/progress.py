@@ -52,7 +52,7 @@ class Progress:
 
 def progress_line(state: RunState, now_s: float) -> str:
     """One line: step, reward, held-out accuracy, lag, tokens/s, queue depth, ETA."""
-    wall_s = max(1e-9, now_s - (state.training_start_s or now_s))
+    wall_s = max(1e-9, now_s - (state.training_started_at_s or now_s))
     newest_eval = state.evals[max(state.evals)] if state.evals else None
     parts = [
         f"step {state.version}/{state.num_steps}",
@@ -68,7 +68,7 @@ def progress_line(state: RunState, now_s: float) -> str:
 
 
 def closing_table(state: RunState, *, wall_s: float, model_dir: str, metrics_file: str) -> Table:
-    """The figures of the whole run. `wall_s`: seconds from launch to end, start-up included."""
+    """The figures of this launch. `wall_s`: seconds from launch to end, start-up included."""
     table = Table(show_header=False, title="Result", title_justify="left")
     table.add_column(style="bold")
     table.add_column(overflow="fold")

@@ -26,7 +26,6 @@ class RunDir:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.metrics_file = path / "metrics.jsonl"
-        self.checkpoints = path / "checkpoints"
         self._metrics = self.metrics_file.open("a", encoding="utf-8")
 
     @classmethod

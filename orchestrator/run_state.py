@@ -13,15 +13,14 @@ from typing import Any
 
 @dataclass(slots=True, kw_only=True)
 class RunState:
-    """Totals and newest figures of a run. `*_s` are seconds since the epoch unless noted."""
+    """Totals and newest figures of one launch. `*_at_s` are seconds since the epoch."""
 
     num_steps: int
     start_version: int = 0
     version: int = 0
     reward: float | None = None  # mean of the newest batch
-    first_step_s: float | None = None  # when the first step of this launch ended
-    last_step_s: float | None = None
-    training_start_s: float | None = None  # when the roles began to work
+    last_step_at_s: float | None = None
+    training_started_at_s: float | None = None  # when the roles began to work
     num_trained_groups: int = 0
     num_trained_tokens: int = 0
     num_generated_tokens: int = 0
@@ -52,8 +51,7 @@ class RunState:
     def _fold_step(self, event: Mapping[str, Any]) -> None:
         self.version = max(self.version, event["version"])
         self.reward = event["reward"]
-        self.first_step_s = self.first_step_s or event["time_s"]
-        self.last_step_s = event["time_s"]
+        self.last_step_at_s = event["time_s"]
         self.num_trained_groups += event["num_groups"]
         self.num_trained_tokens += event["num_answer_tokens"]
         self.lags.update({int(lag): count for lag, count in event["lags"].items()})
@@ -66,9 +64,9 @@ class RunState:
     @property
     def training_wall_s(self) -> float:
         """Seconds from the roles' start to the last step; 0 before the first step."""
-        if self.last_step_s is None or self.training_start_s is None:
+        if self.last_step_at_s is None or self.training_started_at_s is None:
             return 0.0
-        return self.last_step_s - self.training_start_s
+        return self.last_step_at_s - self.training_started_at_s
 
     @property
     def num_steps_done(self) -> int:
@@ -76,9 +74,9 @@ class RunState:
 
     def eta_s(self, now_s: float) -> float | None:
         """Seconds left at the pace so far, or None before the first step."""
-        if self.training_start_s is None or self.num_steps_done == 0:
+        if self.training_started_at_s is None or self.num_steps_done == 0:
             return None
-        pace_s = (now_s - self.training_start_s) / self.num_steps_done
+        pace_s = (now_s - self.training_started_at_s) / self.num_steps_done
         return pace_s * (self.num_steps - self.version)
 
     def busy_share(self) -> dict[str, float]:
@@ -92,7 +90,10 @@ class RunState:
         }
 
     def result(self, wall_s: float) -> dict[str, Any]:
-        """The figures of the whole run, for `result.json`. Rates are over `training_wall_s`."""
+        """The figures of this launch, for `result.json`. Rates are over `training_wall_s`.
+
+        `replay` alone is of the whole run, over resumes.
+        """
         training_s = max(1e-9, self.training_wall_s)
         return {
             "version": self.version,

@@ -79,12 +79,11 @@ class ReplayBuffer:
         newest = self._leases.newest_incarnation(worker)
         if incarnation < newest:
             stop = Stop(reason=f"{worker} {incarnation} was replaced by incarnation {newest}")
-            return LeaseReply(leases=(), version=self.version, yield_device=False, stop=stop)
+            return LeaseReply(leases=(), yield_device=False, stop=stop)
         num_granted = 0 if self._stop else min(num_groups, self._room())
         leases = tuple(self._grant(worker, now_s) for _ in range(num_granted))
         return LeaseReply(
             leases=leases,
-            version=self.version,
             yield_device=not leases and self._learners_turn(),
             stop=self._stop,
         )

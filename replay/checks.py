@@ -52,8 +52,7 @@ def _check_tokens(rollout: Rollout) -> Refusal | None:
         )
     if ids.ndim != 1 or ids.shape != logprobs.shape:
         return RefusalReason.LENGTH_MISMATCH, f"shapes {ids.shape} and {logprobs.shape}"
-    # At most 0, exactly: an engine's log-softmax in float32 subtracts a log-sum-exp that is
-    # at least the largest logit, and so never rounds above 0. NaN fails the comparison.
+    # At most 0, exactly: engines clamp what rounding puts above it. NaN fails the comparison.
     if not bool(np.all((logprobs <= 0) & (logprobs > -math.inf))):
         return RefusalReason.BAD_LOGPROB, f"from {logprobs.min()} to {logprobs.max()}"
     if not math.isfinite(rollout.reward):

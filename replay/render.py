@@ -10,6 +10,7 @@ A chat template writes its own special tokens, so nothing is added to its text.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol, TypeGuard
 
 import numpy as np
@@ -37,11 +38,7 @@ def renderer(
     source: Source, tokenizer: Tokenizer
 ) -> Callable[[Mapping[str, Any], int], tuple[str, TokenIds]]:
     """`render` for the items of one source: `(item, item_index) -> (text, token ids)`."""
-
-    def render_item(item: Mapping[str, Any], item_index: int) -> tuple[str, TokenIds]:
-        return render(item, item_index, source, tokenizer)
-
-    return render_item
+    return partial(render, source=source, tokenizer=tokenizer)
 
 
 def render(

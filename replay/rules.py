@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Self
 
-from slipstream.config.job import JobConfig
-
-OnStale = Literal["wait", "requeue", "drop", "clip"]
-Policy = Literal["fifo", "freshest", "priority", "random"]
+from slipstream.config.job import JobConfig, OnStale, Select
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +17,7 @@ class Rules:
     num_steps: int  # the version at which the job is over
     max_staleness: int  # S, bound on lag, in policy versions
     on_stale: OnStale = "wait"
-    select: Policy = "fifo"
+    select: Select = "fifo"
     whole_batches: bool = False
     max_uses: int = 1
     dynamic_sampling: bool = False
@@ -28,13 +25,6 @@ class Rules:
     lease_timeout_s: float = 600.0
     num_sharing_workers: int = 0  # workers on the learner's devices, in turns; 0: none
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.dynamic_sampling and self.group_size == 1:
-            raise ValueError(
-                "replay.dynamic_sampling drops groups whose rewards are all equal, which a group "
-                "of one always is; set rollout.group_size above 1"
-            )
 
     @classmethod
     def of(cls, job: JobConfig) -> Self:

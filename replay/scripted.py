@@ -1,4 +1,4 @@
-"""Replay without Ray and rollouts without an engine, for tests and dry runs.
+"""Replay without Ray and rollouts without an engine, for tests.
 
 `LocalReplay` is the state machine in this process behind the same protocols as the actor's client.
 """
@@ -93,7 +93,6 @@ def _scripted_rollout(reward: float, version: int, num_tokens: int) -> Rollout:
         logprobs=np.full(num_tokens, -0.5, dtype=np.float32),
         spans=(VersionSpan(version=version, start=0, stop=num_tokens),),
         finish_reason=FinishReason.EOS,
-        text="7" * num_tokens,
         reward=reward,
     )
 

@@ -6,13 +6,13 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from replay.rules import Policy
 from replay.shelf import Buffered
+from slipstream.config.job import Select
 from slipstream.records import Group
 
 
 def ranked(
-    candidates: Iterable[Buffered], policy: Policy, *, seed: int, version: int
+    candidates: Iterable[Buffered], policy: Select, *, seed: int, version: int
 ) -> list[Buffered]:
     """The candidates, best first; ties go to the lower ordinal.
 

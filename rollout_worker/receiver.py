@@ -47,7 +47,7 @@ class ObjectStoreReceiver:
 
 
 def unpack(specs: tuple[TensorSpec, ...], bucket: Bytes) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors that lie back to back in `bucket`; views where alignment allows it."""
+    """The tensors that lie back to back in `bucket`, copied out of it."""
     offset = 0
     for spec in specs:
         dtype = getattr(torch, spec.dtype)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -101,11 +102,11 @@ class VllmEngine:
         self._running.difference_update(known)
 
     def load(self, version: int, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
-        arrived: set[str] = set()
-        weights = _noted(tensors, arrived)
-        self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
-        if not arrived:
+        first = next(tensors, None)
+        if first is None:
             raise SlipstreamError(f"the weight update to version {version} held no tensors")
+        weights = chain([first], tensors)
+        self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         self._version = version
         self._engine.set_weight_version(str(version))
 
@@ -203,8 +204,8 @@ def _build(
             seed=seed,
             max_model_len=max_tokens,
             max_num_seqs=config.num_slots,
-            tensor_parallel_size=config.tensor_parallel_size,
-            distributed_executor_backend="uni" if config.tensor_parallel_size == 1 else "mp",
+            tensor_parallel_size=max(1, config.gpus),
+            distributed_executor_backend="uni" if config.gpus <= 1 else "mp",
             logprobs_mode="processed_logprobs",
             generation_config="vllm",
             skip_tokenizer_init=True,
@@ -217,14 +218,6 @@ def _build(
             **devices,
         )
     )
-
-
-def _noted(
-    tensors: Iterator[tuple[str, torch.Tensor]], names: set[str]
-) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, tensor in tensors:
-        names.add(name)
-        yield name, tensor
 
 
 def _sampled_logprobs(answer: Any) -> LogProbs:

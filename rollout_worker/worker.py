@@ -229,8 +229,7 @@ class RolloutWorker:
             raise ProbeMismatch(
                 f"{self._name}: after the update to version {update.version} the engine's "
                 f"log-probs differ from the learner's by {error:.2e}, more than "
-                f"weights.max_probe_error ({limit:.0e}). The weights did not arrive as sent; "
-                f"with bfloat16 differences up to 0.2 are normal"
+                f"weights.max_probe_error ({limit:.0e}). The weights did not arrive as sent"
             )
         return error
 
@@ -353,7 +352,6 @@ class RolloutWorker:
             logprobs=generation.logprobs,
             spans=generation.spans,
             finish_reason=generation.finish_reason,
-            text=self._decode(generation.token_ids),
             reward=reward,
         )
 

@@ -12,7 +12,7 @@ if command -v nvidia-smi >/dev/null 2>&1; then
 This machine has an NVIDIA GPU. `make` installs the CPU build, which runs the examples and
 the tests. To train on the GPU, make an environment of your own:
     pip install -e '.[rollout,learner]'
-and set rollout.gpus and learner.gpus_per_rank in the run file.
+and set rollout.gpus and learner.gpus_per_rank in the job file.
 TEXT
 fi
 

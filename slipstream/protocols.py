@@ -1,4 +1,4 @@
-"""The boundaries between roles, as protocols. Each has a real and a scripted implementation.
+"""The boundaries between roles, as protocols.
 
 Calls that cross a process return a `concurrent.futures.Future`, so that a loop can have
 one under way while it works, and every wait for one has a deadline. Which actor answers
@@ -7,7 +7,7 @@ is the shell's business (`*/actor.py`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any, Protocol
 
@@ -69,11 +69,3 @@ class Reward(Protocol):
     """Scores one answer, in a process of its own."""
 
     def __call__(self, prompt: str, answer: str, item: Mapping[str, Any]) -> float: ...
-
-
-class Events(Protocol):
-    """Where a role reports what it did; the orchestrator drains it."""
-
-    def emit(self, kind: str, **fields: Any) -> None: ...
-
-    def drain(self) -> Sequence[Mapping[str, Any]]: ...

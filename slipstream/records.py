@@ -36,7 +36,6 @@ class FailureReason(StrEnum):
     REWARD_ERROR = "reward_error"
     REWARD_TIMEOUT = "reward_timeout"
     REWARD_NOT_FINITE = "reward_not_finite"
-    ENGINE_ERROR = "engine_error"
 
 
 class RefusalReason(StrEnum):
@@ -94,7 +93,6 @@ class Rollout:
     logprobs: LogProbs  # (T,) behaviour log-probs mu, after temperature and top-p
     spans: tuple[VersionSpan, ...]  # cover [0, T) without gaps, versions ascending
     finish_reason: FinishReason
-    text: str
     reward: float
 
     @property
@@ -189,7 +187,6 @@ class LeaseReply:
     """What a worker gets when it asks for prompts."""
 
     leases: tuple[Lease, ...]
-    version: int  # newest published version
     yield_device: bool  # shared devices: it is the learner's turn, release them
     stop: Stop | None = None
 
@@ -229,7 +226,6 @@ class WeightUpdate:
     """
 
     version: int
-    transport: str  # "object_store" | "nccl"
     bucket_specs: tuple[tuple[TensorSpec, ...], ...]
     buckets: tuple[Any, ...]
     probe: Probe | None

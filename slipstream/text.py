@@ -1,6 +1,6 @@
 """The tokenizer of a job, for every role that turns text into tokens or back.
 
-transformers is imported only here, and only when asked: its tokenizers need no torch.
+transformers is imported only when asked: its tokenizers need no torch.
 """
 
 from __future__ import annotations

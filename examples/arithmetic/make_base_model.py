@@ -34,7 +34,7 @@ PROMPT_TEMPLATE = "{metadata[expression]}="
 
 # Item i of a reasoning-gym data set is drawn from the random seed `seed + i`: data sets whose
 # seeds lie closer together than their sizes share items.
-RL_TRAIN_SEED, RL_TRAIN_SIZE = 1, 4096  # as the run files beside this script say
+RL_TRAIN_SEED, RL_TRAIN_SIZE = 1, 4096  # as the job files beside this script say
 HELDOUT_SEED, NUM_HELDOUT = 1_000_000, 512
 VALIDATION_SEED, NUM_VALIDATION = 2_000_000, 512
 PRETRAIN_SEED, PRETRAIN_SIZE = 3_000_000, 10_000_000

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-Aggregation = Literal["token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "token_sum_norm"]
+from slipstream.config.job import Aggregation
+
 MAX_LOG_RATIO = 20.0  # exp of it is finite in float32, and far outside any clip range
 
 

@@ -136,7 +136,6 @@ def to_batch(answers: list[Any], prompts: list[Any], step: int) -> Any:
                 logprobs=answer.logprobs,
                 spans=answer.spans,
                 finish_reason=answer.finish_reason,
-                text="",
                 reward=float(answer.token_ids.sum() % 2),
             )
         )

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import transformers
 import trl
+from bench_rewards import even_share
 from datasets import Dataset
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
@@ -42,7 +43,7 @@ def main() -> None:
         tokens.append(sum(len(ids) for ids in completion_ids))
         if "answer" in item:
             return [float(c == a) for c, a in zip(completions, item["answer"], strict=True)]
-        return [sum(ord(x) % 2 == 0 for x in c) / max(1, len(c)) for c in completions]
+        return [even_share("", completion, {}) for completion in completions]
 
     times = StepTimes()
     trainer = GRPOTrainer(

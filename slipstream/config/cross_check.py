@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from slipstream.config.job import JobConfig
+from slipstream.config.job import JobConfig, PlacementConfig
 
 Finding = tuple[str, str]  # dotted key, message
+MIN_CALL_TIMEOUT_S = 5.0
 
 
 def cross_check(job: JobConfig) -> list[Finding]:
@@ -16,19 +17,13 @@ def cross_check(job: JobConfig) -> list[Finding]:
 
 def _devices(job: JobConfig) -> Iterator[Finding]:
     rollout, learner = job.rollout, job.learner
-    if rollout.gpus and rollout.tensor_parallel_size != rollout.gpus:
-        yield (
-            "rollout.tensor_parallel_size",
-            f"is {rollout.tensor_parallel_size}, but an engine has rollout.gpus = {rollout.gpus}; "
-            "make them equal",
-        )
-    if not rollout.gpus and rollout.tensor_parallel_size > 1:
-        yield (
-            "rollout.tensor_parallel_size",
-            "an engine without GPUs is not split; set it to 1, or set rollout.gpus",
-        )
     if not rollout.colocate:
         return
+    if rollout.placement != PlacementConfig():
+        yield (
+            "rollout.placement",
+            "shared devices are placed by learner.placement; set that instead",
+        )
     if rollout.gpus != learner.gpus_per_rank:
         yield (
             "rollout.colocate",
@@ -50,6 +45,18 @@ def _staleness(job: JobConfig) -> Iterator[Finding]:
             "replay.max_staleness",
             f"is {replay.max_staleness}, but on shared devices generation and training take turns, "
             "so nothing is ever stale; set it to 0, or set rollout.colocate: false",
+        )
+    if replay.on_stale == "clip" and job.algorithm.correction.kind == "none":
+        yield (
+            "replay.on_stale",
+            "clip trains groups past the bound, which needs truncated importance weights; set "
+            "algorithm.correction: {kind: truncated}",
+        )
+    if replay.whole_batches and replay.select != "fifo":
+        yield (
+            "replay.select",
+            "whole batches go in the order of the stream; set it to fifo, or set "
+            "replay.whole_batches: false",
         )
     if replay.whole_batches and replay.max_uses > 1:
         yield (
@@ -111,15 +118,22 @@ def _weights(job: JobConfig) -> Iterator[Finding]:
         yield (
             "weights.max_probe_error",
             f"{weights.max_probe_error:g} is less than two bfloat16 programs differ by anyhow; "
-            "set it to about 0.3",
+            "set it to 0.3",
         )
 
 
 def _times(job: JobConfig) -> Iterator[Finding]:
     watchdog_s = job.telemetry.watchdog_s
+    if job.replay.call_timeout_s < MIN_CALL_TIMEOUT_S:
+        yield (
+            "replay.call_timeout_s",
+            f"replay may hold a call for a second before it answers; set it to "
+            f"{MIN_CALL_TIMEOUT_S:g} or more",
+        )
     for key, deadline_s in (
         ("replay.lease_timeout_s", job.replay.lease_timeout_s),
         ("replay.call_timeout_s", job.replay.call_timeout_s),
+        ("learner.start_timeout_s", job.learner.start_timeout_s),
         ("weights.timeout_s", job.weights.timeout_s),
         ("reward.timeout_s", job.reward.timeout_s),
     ):

@@ -9,6 +9,7 @@ from types import UnionType
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from slipstream.config.job import JobConfig
 
@@ -95,9 +96,7 @@ def _nearest(word: str, known: list[str]) -> str:
 
 
 def _expected(path: KeyPath, models: list[type[BaseModel]]) -> str:
-    fields = [
-        model.model_fields[str(path[-1])] for model in models if path[-1] in model.model_fields
-    ]
+    fields = _fields(path, models)
     if not fields:
         return "it is required here"
     below = _models(fields[0].annotation)
@@ -110,8 +109,11 @@ def _expected(path: KeyPath, models: list[type[BaseModel]]) -> str:
 
 
 def _kinds_below(path: KeyPath, models: list[type[BaseModel]]) -> str:
-    fields = [
-        model.model_fields[str(path[-1])] for model in models if path[-1] in model.model_fields
-    ]
-    kinds = [_kind(model) for info in fields for model in _models(info.annotation)]
-    return ", ".join(repr(kind) for kind in kinds if kind)
+    below = [model for info in _fields(path, models) for model in _models(info.annotation)]
+    return ", ".join(repr(kind) for model in below if (kind := _kind(model)))
+
+
+def _fields(path: KeyPath, models: list[type[BaseModel]]) -> list[FieldInfo]:
+    """What the models say of the last key."""
+    name = str(path[-1])
+    return [model.model_fields[name] for model in models if name in model.model_fields]

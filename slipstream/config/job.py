@@ -18,6 +18,9 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Mode = Literal["sync", "split", "buffered", "multinode"]
 Dtype = Literal["float32", "bfloat16"]
+Aggregation = Literal["token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "token_sum_norm"]
+OnStale = Literal["wait", "requeue", "drop", "clip"]
+Select = Literal["fifo", "freshest", "priority", "random"]
 
 
 class Section(BaseModel):
@@ -180,9 +183,7 @@ class KlConfig(Section):
 class AlgorithmConfig(Section):
     advantage: AdvantageConfig = GrpoAdvantage()
     loss: LossConfig = PpoClipLoss()
-    aggregate: Literal[
-        "token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "token_sum_norm"
-    ] = "token_mean"
+    aggregate: Aggregation = "token_mean"  # see learner/algorithms/losses.py
     old_logprobs: Literal["learner", "behaviour"] = "learner"  # behaviour: pi_old = mu
     correction: CorrectionConfig = TruncatedCorrection(kind="truncated")
     kl: KlConfig = KlConfig()
@@ -209,8 +210,7 @@ class RolloutConfig(Section):
     num_slots: PositiveInt = 64  # rollouts decoded at once by one engine
     colocate: bool = False  # share the learner's devices, in turns
     cpus: PositiveInt = 1  # cores one engine binds
-    gpus: NonNegativeInt = 0  # GPUs of one engine; = tensor_parallel_size on GPUs
-    tensor_parallel_size: PositiveInt = 1
+    gpus: NonNegativeInt = 0  # GPUs of one engine; its tensor parallel size
     gpu_memory_share: Annotated[float, Field(gt=0, lt=1)] = 0.85
     kv_cache_gib: PositiveInt = 1  # CPU engines only
     enforce_eager: bool = False  # no graph capture or compilation
@@ -233,27 +233,32 @@ class LearnerConfig(Section):
     max_grad_norm: PositiveFloat = 1.0
     max_tokens_per_microbatch: PositiveInt = 8192  # padded tokens of one forward and backward
     gradient_checkpointing: bool = False
-    start_timeout_s: PositiveFloat = 600.0
+    start_timeout_s: PositiveFloat = 600.0  # also of every collective of the ranks
     placement: PlacementConfig = PlacementConfig()
 
 
 class ReplayConfig(Section):
     max_staleness: NonNegativeInt  # bound on lag, in policy versions
-    on_stale: Literal["wait", "requeue", "drop", "clip"] = "wait"
-    select: Literal["fifo", "freshest", "priority", "random"] = "fifo"
+    # What becomes of a group that would train at a lag above the bound. wait: the learner waits for
+    # slow leases, so that there is none; requeue: its prompt is issued again; drop: it is dropped;
+    # clip: it trains all the same, under truncated importance weights, and the bound holds no more.
+    on_stale: OnStale = "wait"
+    # Which groups train first: the oldest prompts, the newest policy's, the widest spread of
+    # rewards, or any.
+    select: Select = "fifo"
     whole_batches: bool = False  # hand over consecutive prompts only
     max_uses: PositiveInt = 1  # how often one group may train
     dynamic_sampling: bool = False  # drop and refill groups whose rewards are all equal
     max_attempts: PositiveInt = 3  # of one prompt, before it is dropped as failed
     lease_timeout_s: PositiveFloat = 600.0
-    call_timeout_s: PositiveFloat = 60.0  # deadline of one call to replay, which may hold it 1 s
+    call_timeout_s: PositiveFloat = 60.0  # replay may hold a call for 1 s
 
 
 class WeightsConfig(Section):
     transport: Literal["object_store", "nccl"] = "object_store"
     bucket_mib: PositiveInt = 256
     probe: bool = True  # compare engine and learner log-probs after every adoption
-    max_probe_error: PositiveFloat = 1e-3  # float32; with bfloat16 think of 0.2
+    max_probe_error: PositiveFloat = 1e-3  # float32; with bfloat16 set 0.3
     timeout_s: PositiveFloat = 300.0
 
 

@@ -1,12 +1,12 @@
 """Reads a job file: YAML and overrides to a `JobConfig`, or every problem at once.
 
-Paths in the file (`model.path`, `data.*.path`, `model.chat_template`) are relative to the
-file's own directory; `checkpoint.dir` is relative to the current directory.
+Paths in the file (`model.path`, `model.tokenizer`, `model.chat_template`, `data.*.path` and a
+local `data.*.name`) are relative to the file's own directory; `checkpoint.dir` is relative to
+the current directory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,10 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError
 
 from slipstream.config.cross_check import cross_check
-from slipstream.config.explain import explain
+from slipstream.config.explain import KeyPath, explain
 from slipstream.config.job import JobConfig
 from slipstream.config.presets import apply_preset
 from slipstream.errors import JobFileError, Problem
-
-Path_ = tuple[str | int, ...]  # of keys, from the top
 
 
 @dataclass(slots=True)
@@ -30,9 +28,9 @@ class _Places:
     """Where each key was written."""
 
     file: str
-    lines: dict[Path_, str] = field(default_factory=dict)
+    lines: dict[KeyPath, str] = field(default_factory=dict)
 
-    def of(self, path: Path_) -> str:
+    def of(self, path: KeyPath) -> str:
         """The place of `path`, or of the nearest section above it that was written."""
         while path and path not in self.lines:
             path = path[:-1]
@@ -89,7 +87,7 @@ def _syntax_problem(path: Path, error: MarkedYAMLError) -> Problem:
     return Problem(where, "", f"not valid YAML: {said}")
 
 
-def _plain(node: Any, path: Path_, places: _Places) -> Any:
+def _plain(node: Any, path: KeyPath, places: _Places) -> Any:
     """Builtin containers, with the place of every key noted."""
     if isinstance(node, CommentedMap):
         for key in node:
@@ -124,21 +122,17 @@ def _override(raw: dict[str, Any], text: str, places: _Places) -> Problem | None
 
 
 def _anchor_paths(raw: dict[str, Any], directory: Path) -> None:
-    """Make relative paths of the file start at the file's directory.
-
-    A model path or tokenizer that is not there may be a name on the Hugging Face hub.
-    """
+    """Make relative paths of the file start at the file's directory."""
     model = raw.get("model")
     if isinstance(model, dict):
-        for key in ("path", "tokenizer"):
-            value = model.get(key)
-            if isinstance(value, str) and (directory / value).exists():
-                model[key] = str((directory / value).resolve())
+        _anchor_if_there(model, "path", directory)
+        _anchor_if_there(model, "tokenizer", directory)
         _anchor(model, "chat_template", directory)
     data = raw.get("data")
     for source in data.values() if isinstance(data, dict) else ():
         if isinstance(source, dict):
             _anchor(source, "path", directory)
+            _anchor_if_there(source, "name", directory)
 
 
 def _anchor(section: dict[str, Any], key: str, directory: Path) -> None:
@@ -147,10 +141,12 @@ def _anchor(section: dict[str, Any], key: str, directory: Path) -> None:
         section[key] = str((directory / value).resolve())
 
 
-def _dotted(path: Path_) -> str:
+def _anchor_if_there(section: dict[str, Any], key: str, directory: Path) -> None:
+    """What is not there may be a name on the Hugging Face hub."""
+    value = section.get(key)
+    if isinstance(value, str) and (directory / value).exists():
+        section[key] = str((directory / value).resolve())
+
+
+def _dotted(path: KeyPath) -> str:
     return ".".join(map(str, path))
-
-
-def dump_job(job: JobConfig) -> Mapping[str, Any]:
-    """The resolved job as plain YAML values."""
-    return job.model_dump(mode="json")

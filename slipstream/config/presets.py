@@ -20,12 +20,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
     "buffered": {
         "rollout": {"colocate": False},
-        "replay": {"max_staleness": 4, "on_stale": "wait", "whole_batches": False},
+        "replay": {"max_staleness": 1, "on_stale": "wait", "whole_batches": False},
     },
     "multinode": {
         "rollout": {"colocate": False, "placement": {"labels": {"slipstream-role": "rollout"}}},
         "learner": {"placement": {"labels": {"slipstream-role": "learner"}}},
-        "replay": {"max_staleness": 4, "on_stale": "wait", "whole_batches": False},
+        "replay": {"max_staleness": 1, "on_stale": "wait", "whole_batches": False},
     },
 }
 

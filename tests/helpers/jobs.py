@@ -113,6 +113,5 @@ def _rollout(random: np.random.Generator, reward: float | None) -> Rollout:
         logprobs=-random.random(num_tokens, dtype=np.float32) * 3,
         spans=(VersionSpan(version=0, start=0, stop=num_tokens),),
         finish_reason=FinishReason.EOS,
-        text="",
         reward=float(random.integers(0, 2)) if reward is None else reward,
     )

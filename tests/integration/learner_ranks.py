@@ -35,6 +35,11 @@ def main() -> None:
     from learner.weights import full_parameters
     from tests.helpers.jobs import make_batch, make_job
 
+    def whole(engine: LearnerEngine) -> dict[str, np.ndarray]:
+        """Every weight; empty on other ranks than 0."""
+        buckets = full_parameters(engine, 10_000)
+        return {name: tensor.numpy() for bucket in buckets for name, tensor in bucket}
+
     torch.manual_seed(0)
     dist.init_process_group("gloo")
     for setting in settings:
@@ -52,14 +57,13 @@ def main() -> None:
         )
         engine = LearnerEngine(load_policy(job.model), job, torch.device("cpu"))
         step = LearnerStep(job, engine, None)
+        start = whole(engine)
         norms = [step.run(make_batch(version))["grad_norm"] for version in range(5)]
-        weights = {
-            name: tensor.numpy()
-            for bucket in full_parameters(engine, 10_000)
-            for name, tensor in bucket
-        }
+        weights = whole(engine)
         if engine.rank == 0:
-            np.savez(Path(out) / f"{setting}.npz", grad_norms=np.array(norms), **weights)
+            moved = max(float(abs(weights[name] - start[name]).max()) for name in start)
+            arrays = {"grad_norms": np.array(norms), "moved": np.array(moved)}
+            np.savez(Path(out) / f"{setting}.npz", **arrays, **weights)
         try:
             step.run(make_batch(5, reward=math.nan))
         except NotFinite:

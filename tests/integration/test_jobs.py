@@ -50,18 +50,20 @@ def events(run: Path, kind: str) -> list[dict[str, Any]]:
     return [event for event in map(json.loads, lines) if event["kind"] == kind]
 
 
-def leftovers() -> list[str]:
-    """Ray's and our own processes that are still there."""
+def processes() -> dict[int, str]:
+    """Ray's and our own processes."""
     names = ("raylet", "gcs_server", "ray::", "orchestrator.cli")
-    commands = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
-    lines = [" ".join(command) for command in commands]
-    return [line for line in lines if any(name in line for name in names)]
+    lines = {p.pid: " ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])}
+    return {pid: line for pid, line in lines.items() if any(name in line for name in names)}
+
+
+BEFORE = processes()  # somebody else's on this machine
 
 
 def assert_nothing_is_left() -> None:
     deadline_s = time.monotonic() + 20
-    while leftovers():
-        assert time.monotonic() < deadline_s, leftovers()
+    while left := processes().items() - BEFORE.items():
+        assert time.monotonic() < deadline_s, left
         time.sleep(0.5)
 
 
@@ -125,6 +127,29 @@ def test_it_goes_on_from_the_last_commit(runs: Path) -> None:
     steps = events(runs / "sync", "step")
     assert [event["version"] for event in steps] == [1, 2, 3, 4, 5, 6, 7]
     assert json.loads((runs / "sync" / "result.json").read_text())["replay"]["num_trained"] == 56
+
+
+def test_split_hands_over_whole_batches_of_the_version_before(tmp_path: Path) -> None:
+    """The same file as `sync`, with another mode on the command line."""
+    done = launch(EXAMPLES / "sync.yaml", tmp_path, *SMALL, "mode=split", "name=split")
+    assert done.returncode == 0, done.stdout + done.stderr
+    steps = events(tmp_path / "split", "step")
+    assert [event["lags"] for event in steps] == [{"0": 8}, *[{"1": 8}] * 4]
+
+
+def test_multinode_places_roles_by_label(tmp_path: Path) -> None:
+    program = [sys.executable, str(ROOT / "scripts" / "two_nodes.py")]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True, env=environment()) as nodes:
+        assert nodes.stdout is not None
+        address = nodes.stdout.readline().split()[-1]
+        job, arguments = EXAMPLES / "multinode.yaml", ("name=nodes", "--address", address)
+        try:
+            done = launch(job, tmp_path, *SMALL, *arguments)
+        finally:
+            nodes.send_signal(signal.SIGINT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [event["version"] for event in events(tmp_path / "nodes", "step")] == [1, 2, 3, 4, 5]
+    assert_nothing_is_left()
 
 
 def test_ctrl_c_commits_and_leaves_nothing(tmp_path: Path) -> None:

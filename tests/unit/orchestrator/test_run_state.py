@@ -18,7 +18,7 @@ STEP = {
 
 
 def state() -> RunState:
-    state = RunState(num_steps=4, training_start_s=100.0)
+    state = RunState(num_steps=4, training_started_at_s=100.0)
     for version, lags in ((1, {0: 4}), (2, {1: 3, 0: 1})):
         seconds = {"wait": 1.0, "train": 3.0, "publish": 1.0}
         event = {"version": version, "time_s": 100.0 + 10 * version, "lags": lags}

@@ -236,7 +236,7 @@ def test_shared_devices_go_to_the_learner_in_turns(play: Play) -> None:
     assert game.ask(1, yielded=True).yield_device  # while the learner trains
     game.step()
     reply = game.ask(1, yielded=True)
-    assert (len(reply.leases), reply.yield_device, reply.version) == (1, False, 1)
+    assert (len(reply.leases), reply.yield_device) == (1, False)
     assert list(game.lease(1, worker="w1")) == [3]
 
 

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from replay.choosing import choose
-from replay.rules import Policy, Rules
+from replay.rules import Rules
 from replay.scripted import scripted_group, scripted_prompt
 from replay.selection import ranked, reward_spread
 from replay.shelf import Buffered
+from slipstream.config.job import Select
 from slipstream.records import Lease, Wait
 
 
@@ -61,7 +62,7 @@ def chosen(
         ("priority", [9, 5, 2, 7]),  # spreads 1.0, 0.5, 0, 0
     ],
 )
-def test_preferences(policy: Policy, expected: list[int]) -> None:
+def test_preferences(policy: Select, expected: list[int]) -> None:
     candidates = [
         entry(9, 4, rewards=(0, 2)),
         entry(2, 3, rewards=(1, 1)),

@@ -40,7 +40,6 @@ class Receiver:
     def publish(self, version: int, probe: Probe | None = None) -> None:
         self.newest = WeightUpdate(
             version=version,
-            transport="object_store",
             bucket_specs=(),
             buckets=(),
             probe=probe,
@@ -139,7 +138,7 @@ def test_it_serves_only_after_a_published_version() -> None:
     assert len(world.batch(0).groups) == 4
 
 
-def test_groups_are_whole_and_the_slots_stay_full() -> None:
+def test_groups_are_whole_and_free_slots_are_leased_for() -> None:
     world = World()
     world.receiver.publish(0)
     world.turn_until(lambda: world.engine.num_running >= 13)
@@ -289,9 +288,7 @@ def test_a_transfer_is_carried_out_as_a_whole() -> None:
     world.turn_until(lambda: world.engine.num_running > 0)
     update = world.receiver.newest
     assert update is not None
-    newer = WeightUpdate(
-        version=1, transport="nccl", bucket_specs=(), buckets=(), probe=None, published_at_s=0.0
-    )
+    newer = WeightUpdate(version=1, bucket_specs=(), buckets=(), probe=None, published_at_s=0.0)
     calls = [
         ("start_weight_update", {}),
         ("update_weights", {}),

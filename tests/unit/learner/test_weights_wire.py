@@ -1,0 +1,73 @@
+"""From the publisher's buckets to the receiver's tensors."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+import torch
+
+from learner.weights import _packed, _spec
+from rollout_worker.receiver import ObjectStoreReceiver, unpack
+from slipstream.records import WeightUpdate
+
+
+def update(version: int, *buckets: list[tuple[str, torch.Tensor]]) -> WeightUpdate:
+    return WeightUpdate(
+        version=version,
+        bucket_specs=tuple(tuple(_spec(*named) for named in bucket) for bucket in buckets),
+        buckets=tuple(_packed(bucket) for bucket in buckets),
+        probe=None,
+        published_at_s=0.0,
+    )
+
+
+def test_every_bit_arrives() -> None:
+    generator = torch.Generator().manual_seed(0)
+    sent = [
+        [
+            ("odd", torch.randn(3, 5, generator=generator).to(torch.bfloat16)),  # 30 bytes
+            ("transposed", torch.randn(4, 2, generator=generator).T),
+            ("scalar", torch.tensor(float("nan"))),
+        ],
+        [("half", torch.randn(2, generator=generator).half())],
+    ]
+    receiver = ObjectStoreReceiver(lambda version: Future(), lambda reference: reference)
+    received = dict(receiver.tensors(update(1, *sent)))
+    for bucket in sent:
+        for name, tensor in bucket:
+            assert received[name].dtype == tensor.dtype
+            assert torch.equal(received[name].nan_to_num(), tensor.nan_to_num())
+
+
+def test_a_bucket_of_another_size_is_refused() -> None:
+    whole = update(1, [("a", torch.zeros(4))])
+    with pytest.raises(ValueError, match="17 bytes for tensors of 16"):
+        list(unpack(whole.bucket_specs[0], torch.zeros(17, dtype=torch.uint8).numpy()))
+
+
+def test_poll_asks_once_and_never_goes_back() -> None:
+    asked: list[int] = []
+    futures: list[Future[Any]] = []
+
+    def wait_newer(version: int) -> Future[Any]:
+        asked.append(version)
+        futures.append(Future())
+        return futures[-1]
+
+    receiver = ObjectStoreReceiver(wait_newer, lambda reference: reference)
+    assert receiver.poll(-1) is None
+    assert receiver.poll(-1) is None
+    assert asked == [-1]
+    futures[0].set_result(update(3))
+    newest = receiver.poll(-1)
+    assert newest is not None
+    assert newest.version == 3
+    receiver.poll(3)
+    futures[1].set_result(None)  # nothing newer within the board's patience
+    assert receiver.poll(3) is None
+    receiver.poll(3)
+    futures[2].set_result(update(2))
+    assert receiver.poll(3) is None
+    assert asked == [-1, 3, 3]
