@@ -27,7 +27,10 @@ _TAG = "state"
 
 def import_deepspeed() -> None:
     """Import it, and the models of transformers, which takes seconds."""
-    importlib.import_module("deepspeed")
+    ops = importlib.import_module("deepspeed.ops")
+    # Its shared-memory collective serves inference alone. It is compiled on first use under a lock
+    # file that a killed process leaves behind, and on which every later job would wait for ever.
+    ops.__compatible_ops__["deepspeed_shm_comm"] = False
     importlib.import_module("transformers.modeling_utils")
 
 
@@ -35,6 +38,7 @@ class LearnerEngine:
     """One rank's model and optimizer. The process group exists before it is made."""
 
     def __init__(self, policy: Policy, job: JobConfig, device: torch.device) -> None:
+        import_deepspeed()
         import deepspeed
 
         self._config = job.learner

@@ -57,17 +57,19 @@ class ReplayActor:
         return f"replay v{self._buffer.version}" if hasattr(self, "_buffer") else "replay"
 
     async def lease(
-        self, worker: str, incarnation: int, num_groups: int, *, yielded: bool
+        self, worker: str, incarnation: int, num_groups: int, *, yielded_version: int | None
     ) -> LeaseReply:
         def ask() -> LeaseReply:
             now_s = time.monotonic()
-            return self._buffer.lease(worker, incarnation, num_groups, now_s, yielded=yielded)
+            return self._buffer.lease(
+                worker, incarnation, num_groups, now_s, yielded_version=yielded_version
+            )
 
         def says_something(reply: LeaseReply) -> bool:
-            to_yield = reply.yield_device and not yielded
+            to_yield = reply.yield_device and yielded_version != reply.version
             return bool(reply.leases) or to_yield or reply.stop is not None
 
-        if yielded:
+        if yielded_version is not None:
             self._notify()  # the learner may be waiting for just this
         return await self._held(ask, says_something)
 
@@ -139,9 +141,10 @@ class ReplayClient:
         self._actor = actor
 
     def lease(
-        self, worker: str, incarnation: int, num_groups: int, *, yielded: bool
+        self, worker: str, incarnation: int, num_groups: int, *, yielded_version: int | None
     ) -> Future[LeaseReply]:
-        return _future(self._actor.lease.remote(worker, incarnation, num_groups, yielded=yielded))
+        call = self._actor.lease.remote
+        return _future(call(worker, incarnation, num_groups, yielded_version=yielded_version))
 
     def put(self, group: Group) -> Future[PutReply]:
         return _future(self._actor.put.remote(group))

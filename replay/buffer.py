@@ -70,20 +70,28 @@ class ReplayBuffer:
     # --- rollout workers ------------------------------------------------------------
 
     def lease(
-        self, worker: str, incarnation: int, num_groups: int, now_s: float, *, yielded: bool = False
+        self,
+        worker: str,
+        incarnation: int,
+        num_groups: int,
+        now_s: float,
+        *,
+        yielded_version: int | None = None,
     ) -> LeaseReply:
         """Up to `num_groups` prompts: those to be issued again first, then the stream in order."""
         self.expire(now_s)
-        for lease in self._leases.register(worker, incarnation, yielded=yielded):
+        replaced = self._leases.register(worker, incarnation, yielded_version=yielded_version)
+        for lease in replaced:
             self._issuer.again(lease.prompt.ordinal, "worker_replaced")
         newest = self._leases.newest_incarnation(worker)
         if incarnation < newest:
             stop = Stop(reason=f"{worker} {incarnation} was replaced by incarnation {newest}")
-            return LeaseReply(leases=(), yield_device=False, stop=stop)
+            return LeaseReply(leases=(), version=self.version, yield_device=False, stop=stop)
         num_granted = 0 if self._stop else min(num_groups, self._room())
         leases = tuple(self._grant(worker, now_s) for _ in range(num_granted))
         return LeaseReply(
             leases=leases,
+            version=self.version,
             yield_device=not leases and self._learners_turn(),
             stop=self._stop,
         )
@@ -162,7 +170,8 @@ class ReplayBuffer:
             return self._stop
         chosen = self._choose()
         if not isinstance(chosen, Wait) and self.rules.num_sharing_workers:
-            chosen = self._leases.unyielded(self.rules.num_sharing_workers) or chosen
+            num_workers = self.rules.num_sharing_workers
+            chosen = self._leases.unyielded(num_workers, self.version) or chosen
         if isinstance(chosen, Wait):
             self._waiting_for = chosen.reason
             return chosen
@@ -183,7 +192,6 @@ class ReplayBuffer:
             self._mark_trained(entry)
         self._batch = None
         self.version = version
-        self._leases.reset_yielded()
         self._shelf.remove_stale(version, trained=True)
         self._stop_after_last_step()
 

@@ -11,7 +11,7 @@ from slipstream.records import Group, Lease, Prompt, RefusalReason, Wait
 @dataclass(slots=True)
 class _Worker:
     incarnation: int
-    yielded: bool = False  # shared devices: it has released them
+    yielded_version: int | None = None  # for whose training it has released the shared devices
 
 
 class Leases:
@@ -23,12 +23,14 @@ class Leases:
         self._timeout_s = timeout_s
         self._workers: dict[str, _Worker] = {}  # by name
 
-    def register(self, worker: str, incarnation: int, *, yielded: bool) -> list[Lease]:
+    def register(
+        self, worker: str, incarnation: int, *, yielded_version: int | None
+    ) -> list[Lease]:
         """Note the worker's state; returns the revoked leases of an incarnation it replaces."""
         known = self._workers.get(worker)
         if known is not None and incarnation < known.incarnation:
             return []
-        self._workers[worker] = _Worker(incarnation, yielded)
+        self._workers[worker] = _Worker(incarnation, yielded_version)
         if known is None or incarnation == known.incarnation:
             return []
         return self._revoke(lambda lease: lease.worker == worker)
@@ -52,7 +54,7 @@ class Leases:
         )
         self.next_id += 1
         self.running[lease.lease_id] = lease
-        self._workers[worker].yielded = False
+        self._workers[worker].yielded_version = None
         return lease
 
     def of(self, group: Group) -> Lease | RefusalReason:
@@ -68,18 +70,14 @@ class Leases:
         """Revoke what was not handed in within its time."""
         return self._revoke(lambda lease: lease.expires_at_s <= now_s)
 
-    def unyielded(self, num_workers: int) -> Wait | None:
-        """Why the shared devices of `num_workers` workers are not free yet, or None."""
+    def unyielded(self, num_workers: int, version: int) -> Wait | None:
+        """Why the shared devices of `num_workers` workers are not free for `version`, or None."""
         if len(self._workers) < num_workers:
             return Wait(reason=f"{len(self._workers)} of {num_workers} rollout workers have come")
-        if busy := sorted(name for name, worker in self._workers.items() if not worker.yielded):
+        workers = self._workers.items()
+        if busy := sorted(name for name, worker in workers if worker.yielded_version != version):
             return Wait(reason=f"{', '.join(busy)} to release the shared devices")
         return None
-
-    def reset_yielded(self) -> None:
-        """The learner's turn is over."""
-        for worker in self._workers.values():
-            worker.yielded = False
 
     def _revoke(self, condition: Callable[[Lease], bool]) -> list[Lease]:
         revoked = [lease for lease in self.running.values() if condition(lease)]

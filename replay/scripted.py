@@ -38,11 +38,11 @@ class LocalReplay:
         self._clock = clock
 
     def lease(
-        self, worker: str, incarnation: int, num_groups: int, *, yielded: bool
+        self, worker: str, incarnation: int, num_groups: int, *, yielded_version: int | None = None
     ) -> Future[LeaseReply]:
         return _done(
             lambda: self.buffer.lease(
-                worker, incarnation, num_groups, self._clock(), yielded=yielded
+                worker, incarnation, num_groups, self._clock(), yielded_version=yielded_version
             )
         )
 

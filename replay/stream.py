@@ -77,7 +77,8 @@ class PromptStream:
 
     def _count_too_long(self) -> None:
         self._num_too_long_in_a_row += 1
-        if self._num_too_long_in_a_row >= len(self._items):
+        # A run that crosses from one epoch to the next can count items twice.
+        if self._num_too_long_in_a_row >= 2 * len(self._items):
             raise DataError(
                 f"all {len(self._items)} prompts of the data are longer than "
                 f"data.max_prompt_tokens ({self._max_prompt_tokens}): raise it, or shorten them"

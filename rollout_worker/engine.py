@@ -49,7 +49,7 @@ class Engine(Protocol):
 
     @property
     def num_running(self) -> int:
-        """Requests submitted and not finished."""
+        """Requests submitted whose generation `step` has not returned yet."""
 
     def submit(self, request: GenerationRequest) -> None:
         """Queue a request; it joins the batch at the next step with a free slot."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -28,13 +29,12 @@ START_TIMEOUT_S = 120.0
 
 
 class RewardPool:
-    """`config.num_processes` scoring processes; the first imports the reward at once."""
+    """`config.num_processes` scoring processes, which import the reward at once."""
 
     def __init__(self, config: RewardConfig) -> None:
         self._config = config
-        self._pool = ProcessPool(
-            max_workers=config.num_processes, context=multiprocessing.get_context("spawn")
-        )
+        self._opening = threading.Lock()
+        self._pool = self._open()
         self._prepared = self._pool.schedule(_prepare, args=[config], timeout=START_TIMEOUT_S)
 
     def wait_ready(self) -> None:
@@ -47,14 +47,16 @@ class RewardPool:
     ) -> Future[list[Score]]:
         """One score an answer, in order. The future never raises."""
         scores: Future[list[Score]] = Future()
-        call = self._pool.schedule(
-            _score, args=[self._config, prompt, list(answers), item], timeout=self._config.timeout_s
-        )
+        try:
+            call = self._schedule(prompt, answers, item)
+        except RuntimeError as error:  # the pool broke in this moment
+            scores.set_result([_failure(error, self._config.timeout_s)] * len(answers))
+            return scores
 
         def on_done(done: Any) -> None:
             try:
                 scores.set_result(done.result())
-            except Exception as error:  # typed below, whatever it is
+            except BaseException as error:  # the user's code may raise anything; typed below
                 if len(answers) == 1:
                     scores.set_result([_failure(error, self._config.timeout_s)])
                 else:
@@ -62,6 +64,22 @@ class RewardPool:
 
         call.add_done_callback(on_done)
         return scores
+
+    def _open(self) -> ProcessPool:
+        """Every process imports the reward as it starts, before any call's time runs."""
+        return ProcessPool(
+            max_workers=self._config.num_processes,
+            context=multiprocessing.get_context("spawn"),
+            initializer=_prepare,
+            initargs=[self._config],
+        )
+
+    def _schedule(self, prompt: str, answers: Sequence[str], item: Mapping[str, Any]) -> Any:
+        with self._opening:
+            if not self._pool.active:  # it does not survive the death of an idle process
+                self._pool = self._open()
+        arguments = [self._config, prompt, list(answers), item]
+        return self._pool.schedule(_score, args=arguments, timeout=self._config.timeout_s)
 
     def close(self) -> None:
         """Kill the processes and wait for them."""
@@ -86,7 +104,7 @@ class RewardPool:
             single.add_done_callback(on_done)
 
 
-def _failure(error: Exception, timeout_s: float) -> RolloutFailure:
+def _failure(error: BaseException, timeout_s: float) -> RolloutFailure:
     if isinstance(error, FutureTimeoutError):
         return RolloutFailure(
             reason=FailureReason.REWARD_TIMEOUT, detail=f"no reward within {timeout_s} s"
@@ -110,6 +128,8 @@ def _prepare(config: RewardConfig) -> str | None:
         _reward(config.model_dump_json(), type(config))
     except SlipstreamError as error:
         return str(error)
+    except BaseException as error:  # pebble ends a process whose initializer raises
+        return f"{type(error).__name__}: {error}"
     return None
 
 
@@ -123,7 +143,7 @@ def _score(
 def _score_one(reward: Reward, prompt: str, answer: str, item: Mapping[str, Any]) -> Score:
     try:
         value = float(reward(prompt, answer, item))
-    except Exception as error:  # the user's code may raise anything
+    except BaseException as error:  # the user's code may raise anything, SystemExit too
         return RolloutFailure(
             reason=FailureReason.REWARD_ERROR, detail=f"{type(error).__name__}: {error}"
         )

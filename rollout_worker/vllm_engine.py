@@ -3,8 +3,8 @@
 The engine runs in this process (`VLLM_ENABLE_V1_MULTIPROCESSING=0`), so that a decode step
 is a function call and weights change between two of them. Written for vLLM 0.32 and 0.33.
 
-*Prefix cache.* KV blocks computed by one version must never serve a request of another:
-every request's blocks are salted with the version at which it was submitted.
+*Prefix cache.* KV blocks computed by one version must not serve a request submitted at
+another: every request's blocks are salted with the version at which it was submitted.
 
 *In flight.* A rollout that spans versions keeps the KV cache of its earlier tokens, as
 vLLM's `pause_generation(mode="keep")` does; the log-probs recorded are those of the policy
@@ -71,7 +71,7 @@ class VllmEngine:
 
     @property
     def num_running(self) -> int:
-        return len(self._running)
+        return len(self._running) + len(self._finished_while_scoring)
 
     def submit(self, request: GenerationRequest) -> None:
         from vllm import SamplingParams

@@ -43,6 +43,7 @@ from slipstream.telemetry import Busy, EventLog
 from slipstream.text import Decode
 
 IDLE_S = 0.003
+ASK_AGAIN_S = 0.03  # replay holds calls: an answer without leases has another reason
 REPORT_EVERY_S = 1.0
 
 
@@ -104,11 +105,11 @@ class RolloutWorker:
         self._events = events
         self._busy = Busy()
         self._open: dict[int, _OpenGroup] = {}  # by lease id
-        self._held: deque[Lease] = deque()  # wait for their version
+        self._held: deque[tuple[Lease, float]] = deque()  # wait for their version; drop at
         self._transfers: queue.Queue[_Transfer] = queue.Queue()
         self._lease_call: _Call | None = None
         self._put_calls: deque[_Call] = deque()
-        self._yielded = False  # this version's turn is the learner's
+        self._yielded_version: int | None = None  # the learner's turn, on shared devices
         self._asleep = False  # and the engine has nothing on the device
         self._next_ask_s = 0.0
         self._num_tokens = 0
@@ -245,18 +246,22 @@ class RolloutWorker:
         num_free = self._num_free_groups()
         if num_free <= 0 or time.monotonic() < self._next_ask_s:
             return
-        future = self._replay.lease(self._name, self._incarnation, num_free, yielded=self._yielded)
+        future = self._replay.lease(
+            self._name, self._incarnation, num_free, yielded_version=self._yielded_version
+        )
         self._lease_call = _Call(future, self._deadline_s())
 
     def _on_leases(self, reply: LeaseReply) -> None:
-        self._held.extend(reply.leases)
-        if reply.leases:
-            self._yielded = False
-        else:
-            self._next_ask_s = time.monotonic() + IDLE_S
-        if reply.yield_device and not self._yielded and self._is_idle():
-            self._engine.sleep()
-            self._yielded = self._asleep = True
+        drop_at_s = time.monotonic() + self._job.replay.lease_timeout_s
+        self._held.extend((lease, drop_at_s) for lease in reply.leases)
+        # With a newer version than replay knows of, this worker has had its part of the turn.
+        if reply.yield_device and reply.version == self._engine.version and self._is_idle():
+            if not self._asleep:
+                self._engine.sleep()
+                self._asleep = True
+                self._yielded_version = reply.version
+        elif not reply.leases:
+            self._next_ask_s = time.monotonic() + ASK_AGAIN_S
         if reply.stop is not None:
             self._abandon()
 
@@ -269,9 +274,11 @@ class RolloutWorker:
         return not (self._open or self._held or self._put_calls) and self._evaluator.idle
 
     def _start_held(self) -> None:
-        """Start every leased prompt whose version the engine holds."""
-        while self._held and self._held[0].min_version <= self._engine.version:
-            lease = self._held.popleft()
+        """Start every leased prompt whose version the engine holds, if it was not too long ago."""
+        while self._held and self._held[0][0].min_version <= self._engine.version:
+            lease, drop_at_s = self._held.popleft()
+            if time.monotonic() > drop_at_s:
+                continue  # replay has issued it again
             self._open[lease.lease_id] = _OpenGroup(lease)
             for place in range(self._job.rollout.group_size):
                 self._engine.submit(self._request(lease, place))

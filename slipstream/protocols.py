@@ -27,9 +27,10 @@ class ReplayForWorkers(Protocol):
     """What a rollout worker asks of replay."""
 
     def lease(
-        self, worker: str, incarnation: int, num_groups: int, *, yielded: bool
+        self, worker: str, incarnation: int, num_groups: int, *, yielded_version: int | None
     ) -> Future[LeaseReply]:
-        """Up to `num_groups` prompts. `yielded`: this worker has released the shared devices."""
+        """Up to `num_groups` prompts. `yielded_version`: the version for whose training this worker
+        has released the shared devices, if any."""
 
     def put(self, group: Group) -> Future[PutReply]:
         """Hand over a finished group; replay owns it from then on."""

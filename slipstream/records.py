@@ -187,6 +187,7 @@ class LeaseReply:
     """What a worker gets when it asks for prompts."""
 
     leases: tuple[Lease, ...]
+    version: int  # newest published version
     yield_device: bool  # shared devices: it is the learner's turn, release them
     stop: Stop | None = None
 

@@ -109,6 +109,12 @@ def _weights(job: JobConfig) -> Iterator[Finding]:
             "nccl needs GPUs on both sides; use object_store, or set rollout.gpus and "
             "learner.gpus_per_rank",
         )
+    if weights.transport == "object_store" and job.rollout.gpus > 1:
+        yield (
+            "weights.transport",
+            f"an engine on {job.rollout.gpus} GPUs takes weights over nccl only; set it to nccl, "
+            "or set rollout.gpus to 1",
+        )
     if weights.transport == "nccl" and job.rollout.colocate:
         yield (
             "weights.transport",
@@ -129,6 +135,13 @@ def _times(job: JobConfig) -> Iterator[Finding]:
             "replay.call_timeout_s",
             f"replay may hold a call for a second before it answers; set it to "
             f"{MIN_CALL_TIMEOUT_S:g} or more",
+        )
+    scoring_s = (1 + job.rollout.group_size) * job.reward.timeout_s
+    if job.replay.lease_timeout_s <= scoring_s:
+        yield (
+            "replay.lease_timeout_s",
+            f"{job.replay.lease_timeout_s:g} s is less than a group of hanging answers takes to "
+            f"score, {scoring_s:g} s (reward.timeout_s for the group and each answer); raise it",
         )
     for key, deadline_s in (
         ("replay.lease_timeout_s", job.replay.lease_timeout_s),

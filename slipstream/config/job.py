@@ -205,7 +205,7 @@ class RolloutConfig(Section):
     num_workers: PositiveInt = 1
     group_size: PositiveInt = 8  # G, rollouts of one prompt
     max_new_tokens: PositiveInt = 512
-    temperature: PositiveFloat = 1.0
+    temperature: Annotated[float, Field(ge=0.01)] = 1.0  # vLLM knows none between this and 0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     num_slots: PositiveInt = 64  # rollouts decoded at once by one engine
     colocate: bool = False  # share the learner's devices, in turns
@@ -250,7 +250,7 @@ class ReplayConfig(Section):
     max_uses: PositiveInt = 1  # how often one group may train
     dynamic_sampling: bool = False  # drop and refill groups whose rewards are all equal
     max_attempts: PositiveInt = 3  # of one prompt, before it is dropped as failed
-    lease_timeout_s: PositiveFloat = 600.0
+    lease_timeout_s: PositiveFloat = 600.0  # then its prompt is issued again
     call_timeout_s: PositiveFloat = 60.0  # replay may hold a call for 1 s
 
 
@@ -259,7 +259,7 @@ class WeightsConfig(Section):
     bucket_mib: PositiveInt = 256
     probe: bool = True  # compare engine and learner log-probs after every adoption
     max_probe_error: PositiveFloat = 1e-3  # float32; with bfloat16 set 0.3
-    timeout_s: PositiveFloat = 300.0
+    timeout_s: PositiveFloat = 300.0  # with nccl longer than an evaluation, which it waits for
 
 
 class CheckpointConfig(Section):

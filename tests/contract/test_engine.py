@@ -165,6 +165,14 @@ def test_scoring_keeps_what_is_in_flight(engine: Engine) -> None:
     np.testing.assert_array_equal(found.token_ids, expected.token_ids)
 
 
+def test_what_ends_while_scoring_is_still_running_until_it_is_handed_out(engine: Engine) -> None:
+    engine.submit(ask("x", seed=5, max_new_tokens=1))
+    engine.score(PROMPT)
+    assert engine.num_running == 1
+    assert set(run(engine)) == {"x"}
+    assert engine.num_running == 0
+
+
 # --- the real engine's numbers ------------------------------------------------------------
 
 

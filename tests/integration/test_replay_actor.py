@@ -85,7 +85,7 @@ def replay(request: pytest.FixtureRequest, job: JobConfig) -> Iterator[Any]:
 def test_a_job_from_the_first_lease_to_the_stop(replay: Any) -> None:
     workers: ReplayForWorkers = replay
     learners: ReplayForLearners = replay
-    leases = workers.lease("w0", 0, 9, yielded=False).result(TIMEOUT_S).leases
+    leases = workers.lease("w0", 0, 9, yielded_version=None).result(TIMEOUT_S).leases
     assert [lease.prompt.ordinal for lease in leases] == [0, 1, 2, 3]
     assert isinstance(learners.take(0).result(TIMEOUT_S), Wait)
     with pytest.raises(ValueError, match="the newest version is 0"):
@@ -105,7 +105,7 @@ def test_a_job_from_the_first_lease_to_the_stop(replay: Any) -> None:
         learners.trained(version + 1).result(TIMEOUT_S)
         assert learners.snapshot().result(TIMEOUT_S)["version"] == version + 1
     assert learners.take(2).result(TIMEOUT_S) == Stop(reason="all steps are done")
-    assert workers.lease("w0", 0, 1, yielded=False).result(TIMEOUT_S).stop is not None
+    assert workers.lease("w0", 0, 1, yielded_version=None).result(TIMEOUT_S).stop is not None
 
 
 def opened(job: JobConfig, snapshot: dict[str, Any] | None = None) -> ReplayActor:
@@ -116,20 +116,20 @@ def opened(job: JobConfig, snapshot: dict[str, Any] | None = None) -> ReplayActo
 
 def test_a_snapshot_goes_on_in_another_actor(job: JobConfig) -> None:
     first = opened(job)
-    leases = asyncio.run(first.lease("w0", 0, 4, yielded=False)).leases
+    leases = asyncio.run(first.lease("w0", 0, 4, yielded_version=None)).leases
     for lease in leases[:3]:
         asyncio.run(first.put(scripted_group(lease, rewards=(0, 1))))
     asyncio.run(first.take(0))
     asyncio.run(first.trained(1))
     resumed = opened(job, json.loads(json.dumps(first.snapshot())))
     assert repr(resumed) == "replay v1"
-    again = asyncio.run(resumed.lease("w0", 0, 9, yielded=False)).leases
+    again = asyncio.run(resumed.lease("w0", 0, 9, yielded_version=None)).leases
     assert [(lease.prompt.ordinal, lease.attempt) for lease in again] == [(2, 1), (3, 1)]
 
 
 def test_prompts_are_rendered_from_the_jobs_data(job: JobConfig) -> None:
     actor = opened(job)
-    lease = asyncio.run(actor.lease("w0", 0, 1, yielded=False)).leases[0]
+    lease = asyncio.run(actor.lease("w0", 0, 1, yielded_version=None)).leases[0]
     assert (lease.prompt.text, lease.prompt.token_ids.tolist()) == ("0+0=", [1, 11, 1, 12])
     evaluation = actor.eval_prompts()
     assert [prompt.text for prompt in evaluation] == ["0+0==", "1+1==", "2+2=="]  # as a chat
@@ -138,7 +138,7 @@ def test_prompts_are_rendered_from_the_jobs_data(job: JobConfig) -> None:
 
 def test_it_owns_what_it_accepted(job: JobConfig) -> None:
     actor = opened(job)
-    leases = asyncio.run(actor.lease("w0", 0, 2, yielded=False)).leases
+    leases = asyncio.run(actor.lease("w0", 0, 2, yielded_version=None)).leases
     groups = [scripted_group(lease, rewards=(0, 1)) for lease in leases]
     for group in groups:
         assert asyncio.run(actor.put(group)).refused is None
@@ -153,9 +153,9 @@ def test_calls_are_held_until_something_changes(job: JobConfig) -> None:
     actor = opened(job.model_copy(update={"learner": learner}))
 
     async def play() -> tuple[Any, Any]:
-        leases = (await actor.lease("w0", 0, 4, yielded=False)).leases
+        leases = (await actor.lease("w0", 0, 4, yielded_version=None)).leases
         batch = asyncio.create_task(actor.take(0))
-        more = asyncio.create_task(actor.lease("w0", 0, 1, yielded=False))
+        more = asyncio.create_task(actor.lease("w0", 0, 1, yielded_version=None))
         await asyncio.sleep(0.01)
         assert not batch.done()
         for lease in leases:
@@ -180,7 +180,7 @@ def test_without_held_out_data_there_are_no_prompts(job: JobConfig) -> None:
 
 def test_stop_is_passed_on(job: JobConfig) -> None:
     actor = opened(job)
-    lease = asyncio.run(actor.lease("w0", 0, 1, yielded=False)).leases[0]
+    lease = asyncio.run(actor.lease("w0", 0, 1, yielded_version=None)).leases[0]
     group = replace(scripted_group(lease, rewards=(0, 1)), incarnation=3)
     assert asyncio.run(actor.put(group)).refused is RefusalReason.UNKNOWN_LEASE
     asyncio.run(actor.stop("interrupted"))

@@ -71,7 +71,7 @@ class Replay(LocalReplay):
     def take(self, version: int) -> Future[Batch | Wait | Stop]:
         self._asked += 1
         if self._asked % 2 == 0:
-            for lease in self.lease("w", 0, 2, yielded=False).result().leases:
+            for lease in self.lease("w", 0, 2, yielded_version=None).result().leases:
                 self.put(scripted_group(lease, rewards=(0, 1))).result()
         return super().take(version)
 

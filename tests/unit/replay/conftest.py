@@ -32,7 +32,13 @@ class Play:
     def ask(
         self, num_groups: int, worker: str = "w0", incarnation: int = 0, yielded: bool = False
     ) -> LeaseReply:
-        return self.buffer.lease(worker, incarnation, num_groups, self.now_s, yielded=yielded)
+        return self.buffer.lease(
+            worker,
+            incarnation,
+            num_groups,
+            self.now_s,
+            yielded_version=self.buffer.version if yielded else None,
+        )
 
     def lease(self, num_groups: int, worker: str = "w0") -> dict[int, Lease]:
         """By ordinal."""

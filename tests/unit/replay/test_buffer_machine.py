@@ -179,7 +179,11 @@ class BufferMachine(RuleBasedStateMachine):
 
     def _lease(self, worker: str, num_groups: int, *, yielded: bool = False) -> list[Lease]:
         reply = self.buffer.lease(
-            worker, self.incarnations[worker], num_groups, self.now_s, yielded=yielded
+            worker,
+            self.incarnations[worker],
+            num_groups,
+            self.now_s,
+            yielded_version=self.buffer.version if yielded else None,
         )
         assert len(reply.leases) <= num_groups
         ordinals = [lease.prompt.ordinal for lease in reply.leases]

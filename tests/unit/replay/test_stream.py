@@ -72,6 +72,12 @@ def test_an_over_long_prompt_is_none() -> None:
 
 def test_data_without_one_prompt_that_fits_is_an_error() -> None:
     prompts = PromptStream(ITEMS[1:], render, seed=0, shuffle=True, max_prompt_tokens=1)
-    assert [prompts.prompt(o) for o in range(3)] == [None] * 3
+    assert [prompts.prompt(o) for o in range(7)] == [None] * 7
     with pytest.raises(DataError, match=r"all 4 prompts .*max_prompt_tokens \(1\)"):
-        prompts.prompt(3)
+        prompts.prompt(7)
+
+
+def test_one_prompt_that_fits_is_enough_wherever_epochs_put_it() -> None:
+    for seed in range(50):
+        prompts = PromptStream(ITEMS, render, seed=seed, shuffle=True, max_prompt_tokens=1)
+        assert any(prompts.prompt(o) for o in range(60))

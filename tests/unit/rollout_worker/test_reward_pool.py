@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from rollout_worker.reward_pool import RewardPool
@@ -15,7 +17,7 @@ from slipstream.errors import SlipstreamError
 from slipstream.records import FailureReason, RolloutFailure
 
 MODULE = """
-import os, time
+import os, sys, time
 
 def reward(prompt, answer, item):
     if answer == "raise":
@@ -26,6 +28,8 @@ def reward(prompt, answer, item):
         sum(range(10**12))
     if answer == "die":
         os._exit(7)
+    if answer == "exit":
+        sys.exit(3)
     if answer == "nan":
         return float("nan")
     if answer == "text":
@@ -64,6 +68,7 @@ def test_scores_come_in_order(pool: RewardPool) -> None:
         ("sleep", FailureReason.REWARD_TIMEOUT),
         ("spin", FailureReason.REWARD_TIMEOUT),
         ("die", FailureReason.REWARD_ERROR),
+        ("exit", FailureReason.REWARD_ERROR),
     ],
 )
 def test_one_bad_answer_costs_only_itself_its_reward(
@@ -72,6 +77,34 @@ def test_one_bad_answer_costs_only_itself_its_reward(
     first, bad, last = pool.score("", ["a", answer, "bc"], {"bonus": 0}).result(timeout=60)
     assert (first, last) == (1, 2)
     assert reason(bad) is expected
+
+
+def test_a_slow_import_is_on_nobodys_time(tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "slow_rewards.py").write_text("import time\ntime.sleep(1.5)\n" + MODULE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    pool = RewardPool(FunctionReward(kind="function", path="slow_rewards:reward", timeout_s=1))
+    pool.wait_ready()
+    hangs = pool.score("", ["sleep"], {"bonus": 0}).result(timeout=60)  # its process is killed
+    assert reason(hangs[0]) is FailureReason.REWARD_TIMEOUT
+    assert pool.score("", ["abc"], {"bonus": 0}).result(timeout=60) == [3]
+    pool.close()
+
+
+def test_it_survives_the_death_of_an_idle_process(tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "idle_rewards.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    pool = RewardPool(FunctionReward(kind="function", path="idle_rewards:reward", timeout_s=5))
+    pool.wait_ready()
+    for child in psutil.Process().children(recursive=True):
+        if "spawn_main" in " ".join(child.cmdline()):
+            child.kill()
+    deadline_s = time.monotonic() + 30
+    scores: list[Any] = [None]
+    while scores != [3]:  # what is asked while the pool notices may fail, by name
+        scores = pool.score("", ["abc"], {"bonus": 0}).result(timeout=60)
+        assert scores == [3] or reason(scores[0]) is FailureReason.REWARD_ERROR
+        assert time.monotonic() < deadline_s
+    pool.close()
 
 
 def test_a_reward_that_cannot_be_imported_says_so(tmp_path: Path) -> None:

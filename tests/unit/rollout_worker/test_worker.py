@@ -13,7 +13,7 @@ import pytest
 
 from replay.buffer import ReplayBuffer
 from replay.rules import Rules
-from replay.scripted import LocalReplay, scripted_prompt
+from replay.scripted import LocalReplay, scripted_group, scripted_prompt
 from rollout_worker.scripted_engine import ScriptedEngine
 from rollout_worker.worker import RolloutWorker, rollout_seed
 from slipstream.errors import DeadlineExceeded, ProbeMismatch
@@ -23,6 +23,7 @@ from slipstream.records import (
     Probe,
     RolloutFailure,
     Stop,
+    Wait,
     WeightUpdate,
 )
 from slipstream.telemetry import EventLog
@@ -200,6 +201,29 @@ def test_on_shared_devices_it_sleeps_for_the_learners_turn() -> None:
     world.buffer.trained(1)
     world.batch(1)
     assert world.engine.version == 1
+
+
+def test_a_worker_that_wakes_early_sleeps_again_before_the_learners_next_turn() -> None:
+    """Two workers in turns; the one that adopts first leaves nothing for the other to do."""
+    world = World(max_staleness=0, num_sharing_workers=2)
+    other = ("rollout-1", 0, 4, 0.0)
+    world.receiver.publish(0)
+    world.turn_until(lambda: world.buffer.stats()["num_buffered"] == 4)
+    world.turn_until(lambda: world.engine.asleep)
+    world.buffer.lease(*other, yielded_version=0)
+    world.batch(0)
+    world.receiver.publish(1)
+    world.turn_until(lambda: world.engine.version == 1)  # before replay knows of it
+    for _ in range(50):
+        world.worker.turn()
+    assert not world.engine.asleep
+    world.buffer.trained(1)
+    for lease in world.buffer.lease(*other, yielded_version=0).leases:
+        world.buffer.put(scripted_group(lease, rewards=(0, 1, 0, 1)), 0.0)
+    world.buffer.lease(*other, yielded_version=1)
+    assert isinstance(world.buffer.take(1, 0.0), Wait)
+    world.turn_until(lambda: isinstance(world.buffer.take(1, 0.0), Batch))
+    assert world.engine.asleep
 
 
 def test_an_evaluation_waits_while_the_engine_sleeps() -> None:

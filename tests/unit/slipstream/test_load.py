@@ -121,6 +121,42 @@ BROKEN: list[tuple[str, str, str, list[str]]] = [
         ["job.yaml:11:3", "reward.path", "unknown"],
     ),
     ("grpo of one", "group_size: 4", "group_size: 1", ["job.yaml:12:3", "GRPO"]),
+    (
+        "a lease shorter than its scoring",
+        "reward:\n  kind: exact_match",
+        "replay:\n  lease_timeout_s: 40\nreward:\n  kind: exact_match",
+        ["job.yaml:10:3", "50 s"],
+    ),
+    (
+        "calls shorter than they are held",
+        "reward:",
+        "replay:\n  call_timeout_s: 1\nreward:",
+        ["job.yaml:10:3", "5 or more"],
+    ),
+    (
+        "a choice that whole batches do not have",
+        "mode: buffered",
+        "mode: split\nreplay: {select: random}",
+        ["job.yaml:3:10", "fifo"],
+    ),
+    (
+        "stale groups without correction",
+        "reward:",
+        "algorithm: {correction: {kind: none}}\nreplay: {on_stale: clip}\nreward:",
+        ["job.yaml:10:10", "truncated"],
+    ),
+    (
+        "placement of shared devices",
+        "group_size: 4",
+        "colocate: true\n  placement: {labels: {a: b}}",
+        ["job.yaml:13:3", "learner.placement"],
+    ),
+    (
+        "engines on several GPUs without nccl",
+        "group_size: 4",
+        "group_size: 4\n  gpus: 2",
+        ["job.yaml", "weights.transport", "nccl"],
+    ),
     ("few slots", "group_size: 4", "group_size: 4\n  num_slots: 2", ["job.yaml:13:3", "slots"]),
     (
         "nccl without GPUs",
