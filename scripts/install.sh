@@ -22,7 +22,7 @@ if [ -z "$python" ] || ! "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.v
     exit 1
 fi
 
-# DeepSpeed compiles a small C++ extension on first use.
+# vLLM compiles small kernels with it on first use.
 if ! command -v g++ >/dev/null 2>&1; then
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
         apt-get update -qq && apt-get install -qq -y g++
