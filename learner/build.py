@@ -24,6 +24,7 @@ from slipstream.telemetry import EventLog
 from slipstream.text import load_tokenizer
 
 MIB = 2**20
+LAYOUT_KEYS = ("num_ranks", "zero_stage")  # what DeepSpeed's files depend on
 
 
 def build_loop(
@@ -126,7 +127,13 @@ def _commit_writer(job: JobConfig, engine: LearnerEngine, root: Path) -> WriteCo
             weights.update(bucket)
         if engine.rank == 0:
             _save_model(job, engine, weights, directory / "model")
-            final = checkpoint.finish(root, version, replay, job.checkpoint.keep_last)
+            final = checkpoint.finish(
+                root,
+                version,
+                replay,
+                layout={key: getattr(job.learner, key) for key in LAYOUT_KEYS},
+                keep_last=job.checkpoint.keep_last,
+            )
         engine.barrier()
         return final if engine.rank == 0 else root
 

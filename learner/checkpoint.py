@@ -4,7 +4,7 @@
         step-00000050/
             model/          Hugging Face format, for transformers and vLLM
             learner/        DeepSpeed state of every rank
-            commit.json     version, format, replay snapshot, SHA-256 of every file
+            commit.json     version, format, layout, replay snapshot, SHA-256 of every file
         latest              the name of the newest commit
 
 Written aside as `.tmp-step-...`, fsynced, renamed, and only then pointed at. Older commits go
@@ -49,13 +49,24 @@ def begin(root: Path, version: int) -> None:
     (directory / "learner").mkdir(parents=True)
 
 
-def finish(root: Path, version: int, replay: Mapping[str, Any], keep_last: int) -> Path:
-    """Checksum, rename and point at what was written; then remove the oldest commits."""
+def finish(
+    root: Path,
+    version: int,
+    replay: Mapping[str, Any],
+    *,
+    layout: Mapping[str, Any],
+    keep_last: int,
+) -> Path:
+    """Checksum, rename and point at what was written; then remove older commits and leftovers.
+
+    `layout`: the settings of the learner that its files depend on.
+    """
     directory, final = aside(root, version), root / f"step-{version:08d}"
     files = sorted(path for path in directory.rglob("*") if path.is_file())
     manifest = {
         "format": FORMAT,
         "version": version,
+        "layout": layout,
         "replay": replay,
         "sha256": {str(path.relative_to(directory)): _sha256(path) for path in files},
     }
@@ -71,8 +82,10 @@ def finish(root: Path, version: int, replay: Mapping[str, Any], keep_last: int) 
         shutil.rmtree(final)
     directory.rename(final)
     _point_at(root, final.name)
-    for old in sorted(root.glob("step-*"))[:-keep_last]:
-        shutil.rmtree(old)
+    # Newer ones can be there too, of a future that was left for an older commit.
+    older = sorted(path for path in root.glob("step-*") if path.name < final.name)
+    for path in [*older[: len(older) - keep_last + 1], *root.glob(".tmp-step-*")]:
+        shutil.rmtree(path)
     return final
 
 
@@ -81,10 +94,7 @@ def newest(root: Path) -> Commit:
 
     Raises SlipstreamError where there is none, or where it is damaged.
     """
-    pointer = root / LATEST
-    if not pointer.is_file():
-        raise SlipstreamError(f"{root} holds no commit to resume from")
-    path = root / pointer.read_text().strip()
+    path = manifest_of(root).parent
     try:
         manifest = json.loads((path / MANIFEST).read_text())
     except (OSError, ValueError) as error:
@@ -95,6 +105,14 @@ def newest(root: Path) -> Commit:
         if not (path / name).is_file() or _sha256(path / name) != expected:
             raise SlipstreamError(f"{path / name} is damaged: its checksum differs")
     return Commit(path=path, version=manifest["version"], replay=manifest["replay"])
+
+
+def manifest_of(root: Path) -> Path:
+    """Where the newest commit's manifest lies. Raises SlipstreamError where there is none."""
+    pointer = root / LATEST
+    if not pointer.is_file():
+        raise SlipstreamError(f"{root} holds no commit to resume from")
+    return root / pointer.read_text().strip() / MANIFEST
 
 
 def aside(root: Path, version: int) -> Path:

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from learner.policy import Policy
+from learner.policy import Policy, recompute_activations
 from slipstream.config.job import JobConfig, LearnerConfig
 
 ADAM_EPS = 1e-8
@@ -46,7 +46,7 @@ class LearnerEngine:
         self.num_ranks = dist.get_world_size()
         self.rank = dist.get_rank()
         if job.learner.gradient_checkpointing:
-            policy.hf.gradient_checkpointing_enable({"use_reentrant": False})
+            recompute_activations(policy)
         optimizer = torch.optim.AdamW(
             policy.parameters(),
             lr=job.learner.learning_rate,
@@ -115,6 +115,8 @@ class LearnerEngine:
         if self._config.zero_stage < 3:
             yield
             return
+        # After a forward without its backward, the partitions fetched ahead are still on their way.
+        self._engine.empty_partition_cache()
         with deepspeed.zero.GatheredParameters(parameters):
             yield
 
@@ -155,12 +157,15 @@ def _deepspeed_config(job: JobConfig) -> dict[str, Any]:
     if job.learner.zero_stage == 3:
         # Small models would otherwise never be partitioned at all.
         zero["stage3_param_persistence_threshold"] = 0
+    bf16 = job.model.dtype == "bfloat16"
     return {
         "train_micro_batch_size_per_gpu": 1,  # DeepSpeed wants a number; ours vary
         "gradient_accumulation_steps": 1,
         "gradient_clipping": job.learner.max_grad_norm,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": job.model.dtype == "bfloat16"},
+        "bf16": {"enabled": bf16},
+        # In bfloat16 the gradients of many microbatches would round each other away.
+        "data_types": {"grad_accum_dtype": "fp32"} if bf16 else {},
         "steps_per_print": 10**9,
     }

@@ -56,6 +56,17 @@ class Policy(nn.Module):
         )
 
 
+def recompute_activations(policy: Policy) -> None:
+    """Trade time for memory. transformers does it in training mode only, so dropout goes too."""
+    policy.hf.gradient_checkpointing_enable({"use_reentrant": False})
+    policy.train()
+    for module in policy.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0  # type: ignore[assignment]
+
+
 def load_policy(config: ModelConfig) -> Policy:
     """The model of the job file, in its dtype."""
     from transformers import AutoModelForCausalLM

@@ -10,19 +10,36 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from learner.checkpoint import manifest_of
 from orchestrator.plan import Plan
 from rollout_worker.rewards import build_reward
-from slipstream.config.job import JobConfig, JsonlSource, ParquetSource
+from slipstream.config.job import (
+    DataConfig,
+    JobConfig,
+    JsonlSource,
+    ModelConfig,
+    ParquetSource,
+    RewardConfig,
+)
+from slipstream.config.load import JobFile
 from slipstream.errors import Problem, SlipstreamError
 
 
 def preflight(
-    job: JobConfig, job_file: Path, *, resume: bool = False, overwrite: bool = False
+    file: JobFile, job_dir: Path, *, resume: bool = False, overwrite: bool = False
 ) -> list[Problem]:
-    """Everything that this machine's files tell against the job."""
-    findings = [*_model(job), *_data(job), *_reward(job, job_file.parent)]
-    findings += _run_dir(job, resume=resume, overwrite=overwrite)
-    return [Problem(str(job_file), key, message) for key, message in findings]
+    """Everything that this machine's files tell against the sections that could be read."""
+    sections = file.sections
+    findings: list[tuple[str, str]] = []
+    if "model" in sections:
+        findings += _model(sections["model"])
+    if "data" in sections:
+        findings += _data(sections["data"])
+    if "reward" in sections:
+        findings += _reward(sections["reward"], job_dir)
+    if file.job is not None:
+        findings += _run_dir(file.job, resume=resume, overwrite=overwrite)
+    return [file.problem(key, message) for key, message in findings]
 
 
 def fits(plan: Plan, available: Mapping[str, float], where: str) -> list[Problem]:
@@ -39,10 +56,10 @@ def fits(plan: Plan, available: Mapping[str, float], where: str) -> list[Problem
     ]
 
 
-def _model(job: JobConfig) -> Iterator[tuple[str, str]]:
-    path = Path(job.model.path)
+def _model(model: ModelConfig) -> Iterator[tuple[str, str]]:
+    path = Path(model.path)
     if not path.is_dir():
-        if path.is_absolute() or job.model.path.startswith(".") or job.model.path.count("/") != 1:
+        if path.is_absolute() or model.path.startswith(".") or model.path.count("/") != 1:
             yield "model.path", f"{path} is no directory here, and no name of the form owner/model"
         return
     try:
@@ -53,14 +70,14 @@ def _model(job: JobConfig) -> Iterator[tuple[str, str]]:
         yield "model.path", f"{path / 'config.json'} cannot be read: {error}"
     if not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
         yield "model.path", f"{path} holds no weights; expected *.safetensors"
-    if job.model.tokenizer is None and not any(path.glob("tokenizer*")):
+    if model.tokenizer is None and not any(path.glob("tokenizer*")):
         yield "model.tokenizer", f"{path} holds no tokenizer; name one"
-    if job.model.chat_template is not None and not job.model.chat_template.is_file():
-        yield "model.chat_template", f"{job.model.chat_template} does not exist"
+    if model.chat_template is not None and not model.chat_template.is_file():
+        yield "model.chat_template", f"{model.chat_template} does not exist"
 
 
-def _data(job: JobConfig) -> Iterator[tuple[str, str]]:
-    for key, source in (("data.train", job.data.train), ("data.eval", job.data.eval)):
+def _data(data: DataConfig) -> Iterator[tuple[str, str]]:
+    for key, source in (("data.train", data.train), ("data.eval", data.eval)):
         if not isinstance(source, JsonlSource | ParquetSource):
             continue
         if not source.path.exists():
@@ -69,13 +86,13 @@ def _data(job: JobConfig) -> Iterator[tuple[str, str]]:
             yield f"{key}.path", f"{source.path} is empty"
 
 
-def _reward(job: JobConfig, job_dir: Path) -> Iterator[tuple[str, str]]:
-    if job.reward.kind != "function":
+def _reward(reward: RewardConfig, job_dir: Path) -> Iterator[tuple[str, str]]:
+    if reward.kind != "function":
         return
     before = list(sys.path)
     sys.path[:0] = import_dirs(job_dir)
     try:
-        build_reward(job.reward)
+        build_reward(reward)
     except SlipstreamError as error:
         yield "reward.path", f"{error} (looked in {job_dir.resolve()} and {Path.cwd()} first)"
     finally:
@@ -88,12 +105,33 @@ def import_dirs(job_dir: Path) -> list[str]:
 
 
 def _run_dir(job: JobConfig, *, resume: bool, overwrite: bool) -> Iterator[tuple[str, str]]:
-    latest = job.run_dir / "checkpoints" / "latest"
-    if resume and not latest.is_file():
-        yield "name", f"{job.run_dir} holds no commit to resume from; launch without --resume"
-    if job.run_dir.exists() and not (resume or overwrite):
+    run_dir = job.run_dir.resolve()
+    if resume and overwrite:
+        yield "name", "--overwrite would delete the commit that --resume starts from; choose one"
+    elif resume:
+        yield from _commit(job, run_dir)
+    elif run_dir.exists() and not overwrite:
         yield (
             "name",
             f"{job.run_dir} exists; go on with --resume, start anew with --overwrite, or choose "
             "another name",
         )
+    if overwrite and Path(job.model.path).resolve().is_relative_to(run_dir):
+        yield "model.path", f"lies in {job.run_dir}, which --overwrite deletes; choose another name"
+
+
+def _commit(job: JobConfig, run_dir: Path) -> Iterator[tuple[str, str]]:
+    """The newest commit can be loaded by ranks as the job has them. Files are verified later."""
+    checkpoints = run_dir / "checkpoints"
+    try:
+        layout = json.loads(manifest_of(checkpoints).read_text())["layout"]
+    except (OSError, ValueError, KeyError, SlipstreamError):
+        yield "name", f"{job.run_dir} holds no commit to resume from; launch without --resume"
+        return
+    for key, committed in layout.items():
+        if getattr(job.learner, key) != committed:
+            yield (
+                f"learner.{key}",
+                f"is {getattr(job.learner, key)}, but the commit was made with {committed}, and "
+                f"optimizer state is laid out by it; set it to {committed}",
+            )

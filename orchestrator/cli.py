@@ -16,7 +16,7 @@ from orchestrator.checks import preflight
 from orchestrator.plan import describe, make_plan
 from slipstream import __version__
 from slipstream.config.job import JobConfig
-from slipstream.config.load import load_job
+from slipstream.config.load import load_job, read_job_file
 from slipstream.errors import JobFileError, SlipstreamError
 
 app = typer.Typer(
@@ -48,14 +48,13 @@ def launch(
 ) -> None:
     """Run a job to its end."""
     with _reported():
-        job = load_job(file, overrides)
-        plan = make_plan(job)
         if dry_run:
+            job = load_job(file, overrides)
             _print_job(job)
-            Console().print(describe(plan))
+            Console().print(describe(make_plan(job)))
             return
-        if problems := preflight(job, file, resume=resume, overwrite=overwrite):
-            raise JobFileError(problems)
+        job = _checked(file, overrides, resume=resume, overwrite=overwrite)
+        plan = make_plan(job)
         from orchestrator.launch import launch as run
 
         code = run(job, plan, job_file=file, resume=resume, overwrite=overwrite, address=address)
@@ -70,9 +69,7 @@ def validate(
     failed = False
     for file in files:
         try:
-            job = load_job(file)
-            if problems := preflight(job, file, overwrite=True):
-                raise JobFileError(problems)
+            _checked(file, overwrite=True)
         except JobFileError as error:
             failed = True
             _print_problems(error)
@@ -86,6 +83,24 @@ def validate(
 def version() -> None:
     """Print the version."""
     print(__version__)
+
+
+def _checked(
+    file: Path,
+    overrides: list[str] | None = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> JobConfig:
+    """The job, if neither the file nor what it names is wrong; else every problem at once."""
+    read = read_job_file(file, overrides)
+    problems = [
+        *read.problems,
+        *preflight(read, file.parent, resume=resume, overwrite=overwrite),
+    ]
+    if problems or read.job is None:
+        raise JobFileError(problems)
+    return read.job
 
 
 @contextmanager

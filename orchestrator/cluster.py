@@ -13,25 +13,34 @@ from typing import Any
 
 import ray
 
+from slipstream.errors import JobFileError, Problem
+
 
 @contextmanager
 def connected(address: str | None, import_dirs: list[str]) -> Iterator[Any]:
     """Connect (`address` None starts a private cluster), yield Ray's context, disconnect.
 
     `import_dirs` are put on the roles' import path, so that a reward function beside the
-    job file is found.
+    job file is found. Raises JobFileError.
     """
     # Ray would otherwise repeat identical lines of several actors in one line of its own.
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     python_path = os.pathsep.join([*import_dirs, os.environ.get("PYTHONPATH", "")])
-    context = ray.init(
-        address=address or "local",
-        include_dashboard=None if address else True,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": python_path.strip(os.pathsep)}},
-    )
+    try:
+        context = ray.init(
+            address=address or "local",
+            include_dashboard=None if address else True,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            runtime_env={"env_vars": {"PYTHONPATH": python_path.strip(os.pathsep)}},
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        said = str(error).strip().splitlines()[0]
+        where = f"--address {address}" if address else "the local Ray cluster"
+        raise JobFileError(
+            [Problem("command line", "", f"{where} cannot be used: {said}")]
+        ) from None
     try:
         yield context
     finally:

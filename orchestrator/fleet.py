@@ -149,9 +149,21 @@ class Fleet:
         workers = {
             worker.name: worker.actor.start.remote(client, self.board) for worker in self.workers
         }
-        versions = {_get(call, learner_s, name) for name, call in ranks.items()}
-        for name, call in workers.items():
-            _get(call, rollout_s, name)
+        # Whoever fails first is the cause: the others may wait for it until their time is up.
+        names = {reference: name for name, reference in [*ranks.items(), *workers.items()]}
+        waiting, deadline_s = list(names), time.monotonic() + max(rollout_s, learner_s)
+        while waiting:
+            left_s = max(0.0, deadline_s - time.monotonic())
+            done, waiting = ray.wait(waiting, timeout=left_s)
+            for reference in done:
+                _get(reference, CALL_TIMEOUT_S, names[reference])
+            if not done:
+                late = ", ".join(sorted(names[reference] for reference in waiting))
+                raise RoleFailed(
+                    f"{late} did not start within {max(rollout_s, learner_s):.0f} s "
+                    "(rollout.start_timeout_s, learner.start_timeout_s)"
+                )
+        versions = {ray.get(reference) for reference in ranks.values()}
         assert len(versions) == 1, "ranks that start from different versions"
         self.start_version = versions.pop()
 
@@ -160,10 +172,10 @@ class Fleet:
         try:
             ray.get(self.replay.open.remote(), timeout=timeout_s)
             return tuple(ray.get(self.replay.eval_prompts.remote(), timeout=timeout_s))
-        except RayTaskError as error:
-            if isinstance(error.cause, SlipstreamError):
+        except RayError as error:
+            if isinstance(error, RayTaskError) and isinstance(error.cause, SlipstreamError):
                 raise JobFileError([Problem("data", "", str(error.cause))]) from None
-            raise RoleFailed(f"replay failed:\n{error}") from None
+            raise _failed("replay", error, timeout_s) from None
 
     def _leave(self) -> None:
         """Ask the workers to close their engines, then end every actor."""
@@ -209,12 +221,18 @@ def _get(reference: Any, timeout_s: float, role: str) -> Any:
     """The answer; a RoleFailed that says who failed and why instead of Ray's trace."""
     try:
         return ray.get(reference, timeout=timeout_s)
-    except GetTimeoutError:
-        raise RoleFailed(f"{role} did not answer within {timeout_s:.0f} s") from None
-    except RayTaskError as error:
-        cause = error.cause
-        if isinstance(cause, SlipstreamError):
-            raise RoleFailed(f"{role}: {cause}") from None
-        raise RoleFailed(f"{role} failed:\n{error}") from None
-    except RayActorError as error:
-        raise RoleFailed(f"{role} died: {error}") from None
+    except RayError as error:
+        raise _failed(role, error, timeout_s) from None
+
+
+def _failed(role: str, error: RayError, timeout_s: float) -> RoleFailed:
+    # A timeout inside the role is a RayTaskError and a GetTimeoutError at once.
+    if isinstance(error, RayTaskError):
+        if isinstance(error.cause, SlipstreamError):
+            return RoleFailed(f"{role}: {error.cause}")
+        if isinstance(error.cause, RayActorError):
+            return RoleFailed(f"{role} lost a role that it talks to: {error.cause}")
+        return RoleFailed(f"{role} failed:\n{error}")
+    if isinstance(error, GetTimeoutError):
+        return RoleFailed(f"{role} did not answer within {timeout_s:.0f} s")
+    return RoleFailed(f"{role} died: {error}")

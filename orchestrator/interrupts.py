@@ -6,6 +6,8 @@ import signal
 from types import FrameType
 from typing import Any
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 class Interrupts:
     """While entered, notes the signals instead of dying of them.
@@ -20,9 +22,15 @@ class Interrupts:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupts:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._on_signal)
+        for number in SIGNALS:
+            self._before[number] = signal.getsignal(number)
+        self.take()
         return self
+
+    def take(self) -> None:
+        """Take the signals, again where a library has taken them meanwhile, as ray.init does."""
+        for number in SIGNALS:
+            signal.signal(number, self._on_signal)
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():

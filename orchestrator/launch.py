@@ -47,6 +47,7 @@ def launch(
         Progress(console) as progress,
         cluster.connected(address, import_dirs(job_file.parent)) as context,
     ):
+        interrupts.take()
         if problems := fits(plan, cluster.available(), str(job_file)):
             raise JobFileError(problems)
         run_dir = RunDir.open(job, overwrite=overwrite)
@@ -56,9 +57,11 @@ def launch(
         with Fleet.start(job, plan, run_dir.path, resume=resume) as fleet:
             interrupts.patient = True
             progress.note(f"all roles ready after {time.time() - launched_s:.0f} s")
-            _Run(job, fleet, run_dir, state, progress, interrupts).run_to_end()
-    wall_s = time.time() - launched_s
-    run_dir.write_result(state.result(wall_s))
+            try:
+                _Run(job, fleet, run_dir, state, progress, interrupts).run_to_end()
+            finally:
+                wall_s = time.time() - launched_s
+                run_dir.write_result(state.result(wall_s))
     console.print(
         closing_table(
             state,
@@ -114,7 +117,8 @@ class _Run:
             self._fleet.request_stop("interrupted")
         if every := self._job.data.eval_every_steps:
             # Steps can be quicker than ticks, so no multiple is waited for exactly.
-            self._evaluate(self._state.version // every * every)
+            due = self._state.version // every * every
+            self._evaluate(max(due, self._state.start_version))
 
     def _fold(self) -> None:
         for event in self._fleet.drain():

@@ -9,20 +9,29 @@ from collections.abc import Callable
 from typing import Any
 
 from slipstream.config.job import ModelConfig
+from slipstream.errors import SlipstreamError
 from slipstream.records import TokenIds
 
 Decode = Callable[[TokenIds], str]
 
 
 def load_tokenizer(model: ModelConfig) -> Any:
-    """The Hugging Face tokenizer that the job file names, with its chat template."""
+    """The Hugging Face tokenizer that the job file names, with its chat template.
+
+    Raises SlipstreamError.
+    """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(
-        model.tokenizer or model.path,
-        revision=None if model.tokenizer else model.revision,
-        trust_remote_code=model.trust_remote_code,
-    )
+    name = model.tokenizer or model.path
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            name,
+            revision=None if model.tokenizer else model.revision,
+            trust_remote_code=model.trust_remote_code,
+        )
+    except (OSError, ValueError) as error:
+        said = str(error).strip().splitlines()[0]
+        raise SlipstreamError(f"the tokenizer {name!r} cannot be loaded: {said}") from error
     if model.chat_template is not None:
         tokenizer.chat_template = model.chat_template.read_text(encoding="utf-8")
     return tokenizer

@@ -22,19 +22,22 @@ def grpo(
     or none at all (Dr.GRPO, arXiv 2503.20783). `unbiased` divides by n - 1; the sigma of a
     single rollout is then 0, as it is without.
     """
+    dtype = scores_B.dtype
+    # In float32 the mean of equal scores rounds, and sigma would be of that rounding's size.
+    scores_B = scores_B.double()
     _, index_B = torch.unique(group_B, return_inverse=True)
     size_B = _group_sum(torch.ones_like(scores_B), index_B)
     centred_B = scores_B - _group_sum(scores_B, index_B) / size_B
     match scale:
         case "none":
-            return centred_B
+            return centred_B.to(dtype)
         case "group":
             squares_B, count_B = _group_sum(centred_B**2, index_B), size_B
         case "batch":
             squares_B = ((scores_B - scores_B.mean()) ** 2).sum().expand_as(scores_B)
             count_B = torch.full_like(scores_B, float(len(scores_B)))
     sigma_B = (squares_B / (count_B - float(unbiased)).clamp(min=1.0)).sqrt()
-    return centred_B / (sigma_B + eps)
+    return (centred_B / (sigma_B + eps)).to(dtype)
 
 
 def reinforce(scores_B: Tensor, *, baseline: Literal["none", "batch_mean"] = "none") -> Tensor:

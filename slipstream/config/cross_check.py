@@ -12,7 +12,8 @@ MIN_CALL_TIMEOUT_S = 5.0
 
 def cross_check(job: JobConfig) -> list[Finding]:
     """Everything that single fields cannot tell."""
-    return [*_devices(job), *_staleness(job), *_batches(job), *_weights(job), *_times(job)]
+    checks = (_devices, _staleness, _precision, _batches, _weights, _times)
+    return [finding for check in checks for finding in check(job)]
 
 
 def _devices(job: JobConfig) -> Iterator[Finding]:
@@ -66,6 +67,14 @@ def _staleness(job: JobConfig) -> Iterator[Finding]:
         )
     if job.rollout.colocate and replay.max_uses > 1:
         yield "replay.max_uses", "needs devices of its own; set rollout.colocate: false"
+
+
+def _precision(job: JobConfig) -> Iterator[Finding]:
+    if job.model.dtype == "bfloat16" and job.learner.zero_stage == 0:
+        yield (
+            "learner.zero_stage",
+            "bfloat16 gradients are summed in float32 under ZeRO 1 to 3 only; set it to 1",
+        )
 
 
 def _batches(job: JobConfig) -> Iterator[Finding]:

@@ -2,7 +2,9 @@
 
     python learner_ranks.py MODEL OUT RANK NUM_RANKS PORT SETTING...
 
-A setting is `ZERO_STAGE:MAX_TOKENS_PER_MICROBATCH`. Rank 0 writes OUT/<setting>.npz. A last
+A setting is `ZERO_STAGE:MAX_TOKENS_PER_MICROBATCH[:recompute]`. Rank 0 writes OUT/<setting>.npz.
+As in a job, a probe follows every step. ZeRO-3 fetches ahead as little of this small model as it
+does of a large one. A last
 step whose gradient is not finite must be refused on every rank.
 """
 
@@ -12,6 +14,7 @@ import math
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 
 def main() -> None:
@@ -29,26 +32,38 @@ def main() -> None:
     import torch
     import torch.distributed as dist
 
+    import learner.engine
     from learner.engine import LearnerEngine
     from learner.policy import load_policy
     from learner.step import LearnerStep, NotFinite
-    from learner.weights import full_parameters
-    from tests.helpers.jobs import make_batch, make_job
+    from learner.weights import Prober, full_parameters
+    from tests.helpers.jobs import VOCABULARY, make_batch, make_job
 
     def whole(engine: LearnerEngine) -> dict[str, np.ndarray]:
         """Every weight; empty on other ranks than 0."""
         buckets = full_parameters(engine, 10_000)
         return {name: tensor.numpy() for bucket in buckets for name, tensor in bucket}
 
+    plain = learner.engine._deepspeed_config
+
+    def config_of_a_large_model(job: Any) -> dict[str, Any]:
+        config = plain(job)
+        if config["zero_optimization"]["stage"] == 3:
+            ahead = {"stage3_max_reuse_distance": 11_000, "stage3_prefetch_bucket_size": 550}
+            config["zero_optimization"].update(ahead)
+        return config
+
+    learner.engine._deepspeed_config = config_of_a_large_model
     torch.manual_seed(0)
     dist.init_process_group("gloo")
     for setting in settings:
-        stage, max_tokens = map(int, setting.split(":"))
+        stage, max_tokens, *recompute = setting.split(":")
         job = make_job(
             model,
             learner={
-                "zero_stage": stage,
-                "max_tokens_per_microbatch": max_tokens,
+                "zero_stage": int(stage),
+                "max_tokens_per_microbatch": int(max_tokens),
+                "gradient_checkpointing": bool(recompute),
                 "num_ranks": int(num_ranks),
                 "max_grad_norm": 0.1,
                 # Adam turns rounding noise of tiny gradients into steps of this size.
@@ -58,7 +73,12 @@ def main() -> None:
         engine = LearnerEngine(load_policy(job.model), job, torch.device("cpu"))
         step = LearnerStep(job, engine, None)
         start = whole(engine)
-        norms = [step.run(make_batch(version))["grad_norm"] for version in range(5)]
+        prober = Prober(engine, vocabulary=VOCABULARY, max_tokens=16, seed=0)
+        norms = []
+        for version in range(5):
+            norms.append(step.run(make_batch(version))["grad_norm"])
+            prober.measure()
+            whole(engine)
         weights = whole(engine)
         if engine.rank == 0:
             moved = max(float(abs(weights[name] - start[name]).max()) for name in start)

@@ -152,7 +152,8 @@ def test_multinode_places_roles_by_label(tmp_path: Path) -> None:
     assert_nothing_is_left()
 
 
-def test_ctrl_c_commits_and_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_commits_and_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     job = subprocess.Popen(
         command(EXAMPLES / "buffered.yaml", tmp_path, "name=stopped", "data.eval_num_prompts=20"),
         cwd=ROOT,
@@ -166,7 +167,7 @@ def test_ctrl_c_commits_and_leaves_nothing(tmp_path: Path) -> None:
         assert job.poll() is None
         assert time.monotonic() < deadline_s
         time.sleep(0.5)
-    job.send_signal(signal.SIGINT)
+    job.send_signal(number)
     output, _ = job.communicate(timeout=100)
     assert job.returncode == 130, output
     assert "Traceback" not in output

@@ -45,7 +45,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, np.
     """`ranks/setting` -> name -> array, after 5 steps."""
     directory = tmp_path_factory.mktemp("ranks")
     model = make_model(directory / "model")
-    many = [f"{stage}:{MANY}" for stage in range(4)]
+    many = [f"{stage}:{MANY}" for stage in range(4)] + [f"3:{MANY}:recompute"]
     train(model, directory / "1", 1, [f"0:{WHOLE}", *many])
     train(model, directory / "2", 2, many)
     return {
@@ -55,12 +55,12 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, np.
     }
 
 
-@pytest.mark.parametrize("stage", range(4))
+@pytest.mark.parametrize("setting", [*(f"{s}:{MANY}" for s in range(4)), f"3:{MANY}:recompute"])
 @pytest.mark.parametrize("num_ranks", [1, 2])
 def test_the_weights_after_five_steps_are_the_same(
-    weights: dict[str, dict[str, np.ndarray]], num_ranks: int, stage: int
+    weights: dict[str, dict[str, np.ndarray]], num_ranks: int, setting: str
 ) -> None:
-    expected, found = weights[f"1/0:{WHOLE}"], weights[f"{num_ranks}/{stage}:{MANY}"]
+    expected, found = weights[f"1/0:{WHOLE}"], weights[f"{num_ranks}/{setting}"]
     assert found.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_allclose(found[name], array, atol=1e-5, rtol=0, err_msg=name)

@@ -46,6 +46,13 @@ def test_equal_rewards_and_groups_of_one_have_no_advantage(unbiased: bool) -> No
     torch.testing.assert_close(grpo(scores_B, group_B, unbiased=unbiased), torch.zeros(3))
 
 
+@pytest.mark.parametrize("reward", [0.7, 3.3, 10.1, 100.1])
+@pytest.mark.parametrize("size", [3, 7, 8, 16])
+def test_equal_rewards_have_no_advantage_whatever_their_rounding(reward: float, size: int) -> None:
+    advantages_B = grpo(torch.full((size,), reward), torch.zeros(size, dtype=torch.long))
+    assert advantages_B.abs().max() == 0
+
+
 def test_reinforce_baselines() -> None:
     scores_B = torch.tensor([1.0, 3.0])
     torch.testing.assert_close(reinforce(scores_B), scores_B)

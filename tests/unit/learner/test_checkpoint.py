@@ -17,7 +17,9 @@ def commit(root: Path, version: int, keep_last: int = 2) -> Path:
     (directory / "learner" / "state").write_text(f"state {version}")
     (directory / "model").mkdir()
     (directory / "model" / "weights").write_bytes(bytes([version]) * 1000)
-    return checkpoint.finish(root, version, {"version": version}, keep_last)
+    return checkpoint.finish(
+        root, version, {"version": version}, layout={"zero_stage": 0}, keep_last=keep_last
+    )
 
 
 def test_the_newest_commit_is_found_and_older_ones_go(tmp_path: Path) -> None:
@@ -42,6 +44,17 @@ def test_the_same_version_can_be_committed_again(tmp_path: Path) -> None:
     commit(tmp_path, 5)
     commit(tmp_path, 5)
     assert checkpoint.newest(tmp_path).version == 5
+
+
+def test_a_commit_never_removes_itself_nor_a_future_that_was_left(tmp_path: Path) -> None:
+    for version in (5, 10):
+        commit(tmp_path, version)
+    checkpoint.begin(tmp_path, 15)  # interrupted
+    (tmp_path / checkpoint.LATEST).write_text("step-00000005\n")  # by hand: back to 5
+    commit(tmp_path, 6, keep_last=1)
+    assert checkpoint.newest(tmp_path).version == 6
+    names = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
+    assert names == ["step-00000006", "step-00000010"]
 
 
 def test_nothing_to_resume_from(tmp_path: Path) -> None:

@@ -86,6 +86,43 @@ def test_what_files_tell_is_said_before_anything_starts(
     assert not (tmp_path / "runs").exists()
 
 
+def test_every_problem_is_said_at_once_with_its_line(tmp_path: Path) -> None:
+    path = job_file(
+        tmp_path,
+        model="{path: ./nowhere}",
+        data="{train: {kind: jsonl, path: none.jsonl, colour: red}}",
+        reward="{kind: function, path: 'no_module:f', timeout_s: soon}",
+        rollout="{group_sise: 4}",
+    )
+    done = slipstream("validate", str(path))
+    assert done.returncode == 2
+    for place, part in (
+        (":3:9", "no directory"),
+        (":4:29", "does not exist"),
+        (":4:47", "colour"),
+        (":5:26", "cannot be imported"),
+        (":5:47", "soon"),
+        (":6:11", "did you mean 'group_size'"),
+    ):
+        lines = [line for line in done.stderr.splitlines() if f"{path}{place}: " in line]
+        assert any(part in line for line in lines), f"{place} {part}\n{done.stderr}"
+
+
+def test_resume_and_overwrite_exclude_each_other(tmp_path: Path) -> None:
+    commit = tmp_path / "runs" / "test" / "checkpoints" / "step-00000001"
+    commit.mkdir(parents=True)
+    (commit.parent / "latest").write_text("step-00000001\n")
+    (commit / "commit.json").write_text('{"layout": {"zero_stage": 2, "num_ranks": 1}}')
+    path, runs = str(job_file(tmp_path)), f"checkpoint.dir={tmp_path}/runs"
+    done = slipstream("launch", path, runs, "--resume", "--overwrite")
+    assert done.returncode == 2
+    assert "choose one" in done.stderr
+    assert commit.exists()
+    done = slipstream("launch", path, runs, "--resume")
+    assert done.returncode == 2
+    assert "learner.zero_stage: is 0, but the commit was made with 2" in done.stderr
+
+
 def test_an_unreadable_model_is_said(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{")

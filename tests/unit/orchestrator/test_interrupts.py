@@ -24,3 +24,12 @@ def test_a_start_up_is_left_at_once() -> None:
     with Interrupts() as interrupts, pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGTERM)
     assert not interrupts.requested
+
+
+def test_signals_can_be_taken_back_from_a_library() -> None:
+    with Interrupts() as interrupts:
+        interrupts.patient = True
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        interrupts.take()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupts.requested

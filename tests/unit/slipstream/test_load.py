@@ -243,3 +243,24 @@ def test_dump_and_load_give_the_same_job(tmp_path: Path) -> None:
     with (tmp_path / "again.yaml").open("w") as file:
         YAML().dump(dumped, file)
     assert load_job(tmp_path / "again.yaml") == job
+
+
+def test_merge_keys_are_read(tmp_path: Path) -> None:
+    text = GOOD.replace("rollout:\n", "rollout:\n  <<: &common {max_new_tokens: 9}\n")
+    assert load_job(write(tmp_path, text)).rollout.max_new_tokens == 9
+    with pytest.raises(JobFileError, match="max_new_tokens"):
+        load_job(write(tmp_path, text.replace("9}", "-9}")))
+
+
+@pytest.mark.parametrize("raw", [b"name: \xff\xfe", b"name: a\x00b"])
+def test_bytes_that_are_no_text_are_said(tmp_path: Path, raw: bytes) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_bytes(raw)
+    with pytest.raises(JobFileError, match="UTF-8|not valid YAML"):
+        load_job(path)
+
+
+def test_an_override_that_is_no_yaml_is_said(tmp_path: Path) -> None:
+    for value in ("a\x00b", "[1"):
+        with pytest.raises(JobFileError, match="command line: name"):
+            load_job(write(tmp_path, GOOD), [f"name={value}"])
