@@ -13,8 +13,9 @@ ROOT = Path(__file__).parents[1]
 
 
 def result_of(run: str, directory: Path = ROOT / "runs") -> dict[str, Any]:
-    """The figures of a finished run."""
+    """The figures of a finished run, without the path of its model."""
     result: dict[str, Any] = json.loads((directory / run / "result.json").read_text())
+    del result["checkpoint"]
     return result
 
 

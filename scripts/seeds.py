@@ -108,16 +108,17 @@ def row(seed: int, result: dict[str, Any]) -> list[str]:
 
 
 def curves(figures: dict[int, dict[str, Any]]) -> str:
-    versions = sorted({e["version"] for result in figures.values() for e in result["evals"]})
-    rows = []
-    for seed, result in figures.items():
-        by_version = {e["version"]: e for e in result["evals"]}
-        cells = [
-            f"{e['sampled_reward']:.0%} / {e['greedy_accuracy']:.0%}" if e else "-"
-            for e in map(by_version.get, versions)
+    """Seed by seed; an evaluation can start a version or two late."""
+    first = next(iter(figures.values()))
+    head = ["seed", *(f"about v{e['version']}" for e in first["evals"])]
+    rows = [
+        [
+            str(seed),
+            *(f"{e['sampled_reward']:.0%} / {e['greedy_accuracy']:.0%}" for e in result["evals"]),
         ]
-        rows.append([str(seed), *cells])
-    return table(["seed", *(f"v{version}" for version in versions)], rows)
+        for seed, result in figures.items()
+    ]
+    return table(head, rows)
 
 
 if __name__ == "__main__":
