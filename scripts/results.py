@@ -12,9 +12,9 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 
 
-def result_of(run: str, directory: Path = ROOT / "runs") -> dict[str, Any]:
+def result_of(run: str) -> dict[str, Any]:
     """The figures of a finished run, without the path of its model."""
-    result: dict[str, Any] = json.loads((directory / run / "result.json").read_text())
+    result: dict[str, Any] = json.loads((ROOT / "runs" / run / "result.json").read_text())
     del result["checkpoint"]
     return result
 
