@@ -34,12 +34,11 @@ fi
 
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 [ -x .venv/bin/uv ] || .venv/bin/python -m pip install --quiet uv
+# uv does not read pip's settings. Without a place of one's own, torch's CPU build has its own index.
+places=${PIP_FIND_LINKS:-$("$python" -m pip config get global.find-links 2>/dev/null || true)}
 find_links=()
-if [ -n "${PIP_FIND_LINKS:-}" ]; then
-    for place in $PIP_FIND_LINKS; do find_links+=(--find-links "$place"); done
-else
-    find_links=(--torch-backend cpu)
-fi
+for place in $places; do find_links+=(--find-links "$place"); done
+if [ -z "$places" ]; then find_links=(--torch-backend cpu); fi
 # Compiled here once: where Python may not write bytecode, every start would take a minute more.
 VIRTUAL_ENV=$PWD/.venv .venv/bin/uv pip install --quiet --compile-bytecode "${find_links[@]}" \
     --override scripts/overrides.txt -e '.[cpu,dev]'

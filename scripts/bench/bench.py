@@ -131,8 +131,7 @@ def pipeline(name: str, workload: Workload) -> list[Step]:
         [
             *("slipstream", "launch", str(workload.file), "--overwrite", f"name={name}"),
             *(*OVERRIDES, f"learner.num_steps={num_steps}"),
-        ],
-        env={**os.environ, "PYTHONPATH": str(HERE), "PYTHONWARNINGS": "ignore"},
+        ]
     )
     lines = (OUT / name / "metrics.jsonl").read_text().splitlines()
     events = [event for event in map(json.loads, lines) if event["kind"] == "step"]
@@ -174,9 +173,9 @@ def last_json(command: list[str]) -> Any:
     return json.loads(run(command).strip().splitlines()[-1])
 
 
-def run(command: list[str], env: dict[str, str] | None = None) -> str:
+def run(command: list[str]) -> str:
     print("$", " ".join(command), flush=True)
-    env = env or {**os.environ, "PYTHONWARNINGS": "ignore"}
+    env = {**os.environ, "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, env=env)
     return done.stdout
 
