@@ -28,6 +28,12 @@ def test_shared_devices_are_the_same_cores() -> None:
     assert plan.totals() == {"CPU": 2, "GPU": 0}
 
 
+def test_shared_bundles_hold_one_of_each_role() -> None:
+    """As placement reserves them: as many as the larger role has actors, each for the larger."""
+    rollout, learner = {"colocate": True, "num_workers": 4}, {"cpus_per_rank": 4}
+    assert make_plan(make_job(rollout=rollout, learner=learner)).totals() == {"CPU": 16, "GPU": 0}
+
+
 def test_more_than_there_are_wrap_around() -> None:
     plan = make_plan(make_job(rollout={"num_workers": 5}))
     assert plan.worker_cores[4] == plan.worker_cores[0]
