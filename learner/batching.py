@@ -1,7 +1,6 @@
 """Cuts a batch into minibatches, ranks and microbatches. Pure and deterministic.
 
-Answers are right-padded behind their prompts, so sorting by length keeps padding small,
-and causal attention needs no mask. Every rank gets the same number of microbatches:
+Rows (`learner/tensors.py`) are right-padded, so sorting by length keeps padding small. Every rank gets the same number of microbatches:
 under ZeRO-2 and 3 each forward and backward is a collective.
 """
 
@@ -10,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-Microbatch = list[int]  # indices of rollouts; empty where another rank has one more
+Microbatch = list[int]  # indices of rows; empty where another rank has one more
 
 
 def minibatches(num_groups: int, count: int) -> list[range]:
@@ -24,8 +23,8 @@ def microbatches(
 ) -> list[list[Microbatch]]:
     """The microbatches of every rank.
 
-    `lengths` are whole sequences, prompt and answer. A microbatch holds at most
-    `max_tokens` padded tokens, or a single longer sequence.
+    `lengths` are those of the rows. A microbatch holds at most `max_tokens` padded tokens, or a
+    single longer row.
     """
     longest_first = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     ranks = [

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from learner.policy import Policy, recompute_activations
+from learner.policy import Policy, SharedPrompts, recompute_activations
 from slipstream.config.job import JobConfig, LearnerConfig
 
 ADAM_EPS = 1e-8
@@ -67,10 +67,17 @@ class LearnerEngine:
         return self._engine.module  # type: ignore[no-any-return]
 
     def forward(
-        self, inputs_BT: Tensor, targets_BT: Tensor, mask_BT: Tensor, temperature: float
+        self,
+        inputs_BT: Tensor,
+        targets_BT: Tensor,
+        mask_BT: Tensor,
+        temperature: float,
+        layout: SharedPrompts | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(log-probs, entropies) of `Policy.forward`, gathered as ZeRO needs it."""
-        logprobs_BT, entropies_BT = self._engine(inputs_BT, targets_BT, mask_BT, temperature)
+        logprobs_BT, entropies_BT = self._engine(
+            inputs_BT, targets_BT, mask_BT, temperature, layout
+        )
         return logprobs_BT, entropies_BT
 
     def backward(self, loss: Tensor, *, last: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,6 +10,25 @@ from torch import Tensor, nn
 
 from learner.logprobs import linear_logprobs
 from slipstream.config.job import ModelConfig
+
+REMOTE = "transformers_modules"  # code that came with a model
+PADDING, PREFIX = -1, 0  # segments; the answers of a row count from 1
+
+
+@dataclass(frozen=True, slots=True)
+class SharedPrompts:
+    """Rows that hold several answers to one prompt: which positions see which."""
+
+    segments_BT: Tensor  # int64: PADDING, PREFIX, or the number of the answer in its row
+    positions_BT: Tensor  # int64, of the token in its own sequence
+
+    def attention_mask(self) -> Tensor:
+        """(B, 1, T, T), True where a query may look at a key: in the prefix or its own answer."""
+        queries_BT1, keys_B1T = self.segments_BT[:, :, None], self.segments_BT[:, None, :]
+        length = self.segments_BT.shape[1]
+        causal_TT = torch.ones(length, length, device=keys_B1T.device).tril().bool()
+        seen_BTT = (keys_B1T == PREFIX) | (keys_B1T == queries_BT1)
+        return (seen_BTT & causal_TT)[:, None]
 
 
 class LogProbHead(nn.Module):
@@ -38,13 +58,25 @@ class Policy(nn.Module):
         self.hf.lm_head = LogProbHead(model.lm_head.weight)
 
     def forward(
-        self, inputs_BT: Tensor, targets_BT: Tensor, mask_BT: Tensor, temperature: float
+        self,
+        inputs_BT: Tensor,
+        targets_BT: Tensor,
+        mask_BT: Tensor,
+        temperature: float,
+        layout: SharedPrompts | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(log-probs, entropies), each (B, T) float32, 0 where `mask_BT` is 0.
 
-        Right padding needs no attention mask: no real token attends to what follows it.
+        Without a layout every row is one right-padded sequence, which needs no attention mask: no
+        real token attends to what follows it.
         """
-        hidden_BTH = self.hf.base_model(input_ids=inputs_BT, use_cache=False).last_hidden_state
+        how = {}
+        if layout is not None:
+            how["attention_mask"] = layout.attention_mask()
+            how["position_ids"] = layout.positions_BT
+        hidden_BTH = self.hf.base_model(
+            input_ids=inputs_BT, use_cache=False, **how
+        ).last_hidden_state
         trained_BT = mask_BT > 0
         logprobs_N, entropies_N = self.hf.lm_head(
             hidden_BTH[trained_BT], targets_BT[trained_BT], temperature
@@ -54,6 +86,19 @@ class Policy(nn.Module):
             blank_BT.masked_scatter(trained_BT, logprobs_N),
             blank_BT.masked_scatter(trained_BT, entropies_N),
         )
+
+
+def sharing_width(policy: Policy) -> int:
+    """The hidden size of a model whose rows may hold several answers to one prompt, else 0.
+
+    It must take any attention mask and any positions: full attention in every layer.
+    """
+    config = policy.hf.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    windowed = getattr(config, "sliding_window", None) is not None
+    if kinds != {"full_attention"} or windowed or type(policy.hf).__module__.startswith(REMOTE):
+        return 0
+    return int(config.hidden_size)
 
 
 def recompute_activations(policy: Policy) -> None:

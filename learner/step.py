@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,8 +24,8 @@ from learner.algorithms.kl import kl_estimate
 from learner.algorithms.losses import aggregate, denominator_of, ppo_clip
 from learner.batching import microbatches, minibatches
 from learner.engine import LearnerEngine, learning_rate_at
-from learner.policy import Policy
-from learner.tensors import Sample, SampleTensors, samples_of, to_tensors
+from learner.policy import Policy, sharing_width
+from learner.tensors import Row, Sample, SampleTensors, rows_of, samples_of, to_tensors
 from slipstream.config.job import AdvantageConfig, AlgorithmConfig, JobConfig
 from slipstream.errors import SlipstreamError
 from slipstream.records import Batch
@@ -41,6 +40,7 @@ class _Microbatch:
     """Of this rank, and pi_old's log-probs where they were computed ahead."""
 
     tensors: SampleTensors
+    num_input_tokens: int  # without padding
     old_logprobs_BT: Tensor | None = None
 
 
@@ -60,6 +60,7 @@ class LearnerStep:
         self._job = job
         self._engine = engine
         self._reference = reference
+        self._width = sharing_width(engine.policy)
 
     def run(self, batch: Batch) -> dict[str, float]:
         """Train on `batch`; returns metrics that are the same on every rank."""
@@ -77,30 +78,33 @@ class LearnerStep:
         for _ in range(algorithm.epochs):
             for part in parts:
                 totals.update(self._optimizer_step(part, rate))
-        return _summary(totals, algorithm, batch, rate)
+        return _summary(totals, algorithm, rate)
 
     def _prepare(self, samples: list[Sample], advantages: list[float], groups: range) -> _Minibatch:
         """The minibatch made of `groups`, with this rank's microbatches."""
         chosen = [index for index, sample in enumerate(samples) if sample.group in groups]
+        first, last = chosen[0], chosen[-1] + 1
+        samples, advantages = samples[first:last], advantages[first:last]
+        rows = rows_of(samples, self._width)
         cut = microbatches(
-            [samples[index].num_tokens for index in chosen],
+            [row.num_tokens for row in rows],
             max_tokens=self._job.learner.max_tokens_per_microbatch,
             num_ranks=self._engine.num_ranks,
         )
         return _Minibatch(
             [
-                self._tensors([chosen[place] for place in part], samples, advantages)
+                self._microbatch([rows[place] for place in part], samples, advantages)
                 for part in cut[self._engine.rank]
             ],
-            num_tokens=sum(samples[index].rollout.num_tokens for index in chosen),
-            num_rollouts=len(chosen),
+            num_tokens=sum(sample.rollout.num_tokens for sample in samples),
+            num_rollouts=len(samples),
         )
 
-    def _tensors(
-        self, indices: Sequence[int], samples: list[Sample], advantages: list[float]
+    def _microbatch(
+        self, rows: list[Row], samples: list[Sample], advantages: list[float]
     ) -> _Microbatch:
-        rows = [samples[index] for index in indices]
-        return _Microbatch(to_tensors(rows, [advantages[i] for i in indices], self._engine.device))
+        tensors = to_tensors(rows, samples, advantages, self._engine.device)
+        return _Microbatch(tensors, num_input_tokens=sum(row.num_tokens for row in rows))
 
     def _forward(self, tensors: SampleTensors) -> tuple[Tensor, Tensor]:
         return self._engine.forward(
@@ -108,6 +112,7 @@ class LearnerStep:
             tensors.targets_BT,
             tensors.mask_BT,
             self._job.rollout.temperature,
+            tensors.layout,
         )
 
     @torch.no_grad()
@@ -169,6 +174,7 @@ class LearnerStep:
             "num_tokens": mask_BT.sum(),
             "entropy": entropies_BT.sum(),
             "mu_mismatch": mismatch_BT.abs().sum(),
+            "input_tokens": torch.tensor(float(entry.num_input_tokens), device=mask_BT.device),
             "padded_tokens": torch.tensor(float(mask_BT.numel()), device=mask_BT.device),
         }
         return loss, metrics
@@ -181,6 +187,7 @@ class LearnerStep:
                 tensors.targets_BT,
                 tensors.mask_BT,
                 self._job.rollout.temperature,
+                tensors.layout,
             )
         return kl_estimate(logprobs_BT, reference_BT, self._job.algorithm.kl.estimator)
 
@@ -199,14 +206,12 @@ def _advantages(samples: list[Sample], config: AdvantageConfig) -> list[float]:
     return [float(value) for value in advantages_B]
 
 
-def _summary(
-    totals: Counter[str], algorithm: AlgorithmConfig, batch: Batch, rate: float
-) -> dict[str, float]:
+def _summary(totals: Counter[str], algorithm: AlgorithmConfig, rate: float) -> dict[str, float]:
     """Means per token, and per update where a figure belongs to one."""
     values = dict(totals)
     num_updates = algorithm.epochs * algorithm.minibatches
-    num_tokens, padded = max(1.0, values.pop("num_tokens")), values.pop("padded_tokens")
-    inputs = algorithm.epochs * sum(sample.num_tokens - 1 for sample in samples_of(batch))
+    num_tokens = max(1.0, values.pop("num_tokens"))
+    inputs, padded = values.pop("input_tokens"), values.pop("padded_tokens")
     return {
         "loss": values.pop("loss") / num_updates,
         "grad_norm": values.pop("grad_norm") / num_updates,

@@ -1,18 +1,22 @@
 """From records to tensors: the one place where a batch changes its form.
 
-T is the longest sequence of the microbatch, prompt and answer, less one: position t of
-every (B, T) tensor is about predicting token t + 1 from the tokens up to t.
+T is the longest row of the microbatch. Position t of every (B, T) tensor is about predicting the
+token that follows in the same answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from learner.policy import PADDING, PREFIX, SharedPrompts
 from slipstream.records import Batch, Rollout, TokenIds
 
 
@@ -30,14 +34,27 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One prompt and the answers computed behind it, each blind to the others.
+
+    Input positions: the prompt without its last token, then for every answer the prompt's last
+    token and the answer without its own last.
+    """
+
+    indices: tuple[int, ...]  # of its samples
+    num_tokens: int  # input positions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SampleTensors:
-    """The samples of one microbatch."""
+    """The rows of one microbatch."""
 
     inputs_BT: Tensor  # int64, right-padded
-    targets_BT: Tensor  # int64, the inputs one position on
-    mask_BT: Tensor  # float32, 1 where the target is a token of the answer
+    targets_BT: Tensor  # int64, the token that follows in its own answer; 0 where masked
+    mask_BT: Tensor  # float32, 1 where the target is a token of an answer
     behaviour_logprobs_BT: Tensor  # float32, 0 where masked
     advantages_BT: Tensor  # float32, 0 where masked
+    layout: SharedPrompts | None  # None: every row is one sequence
 
 
 def samples_of(batch: Batch) -> list[Sample]:
@@ -49,30 +66,70 @@ def samples_of(batch: Batch) -> list[Sample]:
     ]
 
 
-def to_tensors(
-    samples: Sequence[Sample], advantages: Sequence[float], device: torch.device
-) -> SampleTensors:
-    """Right-pad `samples`; `advantages` has one number a sample, given to all its tokens.
+def rows_of(samples: Sequence[Sample], hidden_size: int) -> list[Row]:
+    """The rows that are cheapest to compute, in the order of the samples.
 
-    No samples at all make one row that trains nothing, so that every rank has a forward
-    and a backward to run.
+    A layer of width H costs a row of T positions about T (12 H + T) in matrix products and
+    attention. Answers of one group share a row where that is less than a row each: with long
+    prompts and short answers. `hidden_size` 0 says that the model cannot share.
     """
-    rows = max(1, len(samples))
-    width = max([2, *(sample.num_tokens for sample in samples)])
-    tokens = np.zeros((rows, width), dtype=np.int64)
-    mask = np.zeros((rows, width), dtype=np.float32)
-    logprobs, advantage = np.zeros_like(mask), np.zeros_like(mask)
-    for row, sample in enumerate(samples):
-        start, stop = len(sample.prompt_token_ids), sample.num_tokens
-        tokens[row, :start] = sample.prompt_token_ids
-        tokens[row, start:stop] = sample.rollout.token_ids
-        mask[row, start:stop] = 1.0
-        logprobs[row, start:stop] = sample.rollout.logprobs
-        advantage[row, start:stop] = advantages[row]
+
+    def cost(num_tokens: int) -> int:
+        return num_tokens * (12 * hidden_size + num_tokens)
+
+    rows: list[Row] = []
+    for _, members in groupby(range(len(samples)), key=lambda index: samples[index].group):
+        group = list(members)
+        prefix = len(samples[group[0]].prompt_token_ids) - 1
+        answers = [samples[index].rollout.num_tokens for index in group]
+        apart = [prefix + num_tokens for num_tokens in answers]
+        together = prefix + sum(answers)
+        if hidden_size and len(group) > 1 and cost(together) < sum(map(cost, apart)):
+            rows.append(Row(indices=tuple(group), num_tokens=together))
+        else:
+            rows += [Row(indices=(i,), num_tokens=n) for i, n in zip(group, apart, strict=True)]
+    return rows
+
+
+def to_tensors(
+    rows: Sequence[Row],
+    samples: Sequence[Sample],
+    advantages: Sequence[float],
+    device: torch.device,
+) -> SampleTensors:
+    """Right-pad `rows`; `advantages` has one number a sample, given to all its tokens.
+
+    No rows at all make one that trains nothing, so that every rank has a forward and a backward to
+    run.
+    """
+    shape = max(1, len(rows)), max([1, *(row.num_tokens for row in rows)])
+    inputs, targets = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    mask, logprobs, advantage = (np.zeros(shape, np.float32) for _ in range(3))
+    segments, positions = np.full(shape, PADDING, np.int64), np.zeros(shape, np.int64)
+    for place, row in enumerate(rows):
+        prompt = samples[row.indices[0]].prompt_token_ids
+        prefix = len(prompt) - 1
+        inputs[place, :prefix], segments[place, :prefix] = prompt[:-1], PREFIX
+        positions[place, :prefix] = np.arange(prefix)
+        start = prefix
+        for segment, index in enumerate(row.indices, start=PREFIX + 1):
+            answer = samples[index].rollout
+            part = slice(start, start := start + answer.num_tokens)
+            inputs[place, part] = np.concatenate([prompt[-1:], answer.token_ids[:-1]])
+            targets[place, part], mask[place, part] = answer.token_ids, 1.0
+            logprobs[place, part], advantage[place, part] = answer.logprobs, advantages[index]
+            segments[place, part] = segment
+            positions[place, part] = np.arange(prefix, prefix + answer.num_tokens)
+    shared = any(len(row.indices) > 1 for row in rows)
+
+    def on_device(array: npt.NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(device)
+
     return SampleTensors(
-        inputs_BT=torch.tensor(tokens[:, :-1], device=device),
-        targets_BT=torch.tensor(tokens[:, 1:], device=device),
-        mask_BT=torch.tensor(mask[:, 1:], device=device),
-        behaviour_logprobs_BT=torch.tensor(logprobs[:, 1:], device=device),
-        advantages_BT=torch.tensor(advantage[:, 1:], device=device),
+        inputs_BT=on_device(inputs),
+        targets_BT=on_device(targets),
+        mask_BT=on_device(mask),
+        behaviour_logprobs_BT=on_device(logprobs),
+        advantages_BT=on_device(advantage),
+        layout=SharedPrompts(on_device(segments), on_device(positions)) if shared else None,
     )

@@ -76,7 +76,7 @@ def main() -> None:
         prober = Prober(engine, vocabulary=VOCABULARY, max_tokens=16, seed=0)
         norms = []
         for version in range(5):
-            norms.append(step.run(make_batch(version))["grad_norm"])
+            norms.append(step.run(make_batch(version, num_groups=8))["grad_norm"])
             prober.measure()
             whole(engine)
         weights = whole(engine)
@@ -85,7 +85,7 @@ def main() -> None:
             arrays = {"grad_norms": np.array(norms), "moved": np.array(moved)}
             np.savez(Path(out) / f"{setting}.npz", **arrays, **weights)
         try:
-            step.run(make_batch(5, reward=math.nan))
+            step.run(make_batch(5, num_groups=8, reward=math.nan))
         except NotFinite:
             pass
         else:
