@@ -1,7 +1,7 @@
 """Cuts a batch into minibatches, ranks and microbatches. Pure and deterministic.
 
-Rows (`learner/tensors.py`) are right-padded, so sorting by length keeps padding small. Every rank gets the same number of microbatches:
-under ZeRO-2 and 3 each forward and backward is a collective.
+Rows (`learner/tensors.py`) are right-padded, so sorting by length keeps padding small. Every rank
+gets the same number of microbatches: under ZeRO-2 and 3 each forward and backward is a collective.
 """
 
 from __future__ import annotations
