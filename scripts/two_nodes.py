@@ -7,6 +7,7 @@ prints the address for `slipstream launch --address`.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -36,6 +37,8 @@ def two_nodes(cpus_per_node: int = 1) -> Iterator[str]:
 
 
 def main() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT is ignored where a shell says so
+        signal.signal(number, signal.default_int_handler)
     with two_nodes() as address:
         print(f"two nodes are up: slipstream launch FILE --address {address}", flush=True)
         try:

@@ -146,7 +146,8 @@ def test_multinode_places_roles_by_label(tmp_path: Path) -> None:
         try:
             done = launch(job, tmp_path, *SMALL, *arguments)
         finally:
-            nodes.send_signal(signal.SIGINT)
+            nodes.terminate()
+            nodes.wait(timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     assert [event["version"] for event in events(tmp_path / "nodes", "step")] == [1, 2, 3, 4, 5]
     assert_nothing_is_left()
