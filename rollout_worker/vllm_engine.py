@@ -86,6 +86,7 @@ class VllmEngine:
             logprobs=0,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            skip_clone=True,  # made for this request alone
         )
         self._add(request.request_id, request.prompt_token_ids, params)
         self._running.add(request.request_id)
