@@ -28,10 +28,6 @@ class Sample:
     rollout: Rollout
     group: int
 
-    @property
-    def num_tokens(self) -> int:
-        return len(self.prompt_token_ids) + self.rollout.num_tokens
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:

@@ -122,11 +122,15 @@ def _run_dir(job: JobConfig, *, resume: bool, overwrite: bool) -> Iterator[tuple
 
 def _commit(job: JobConfig, run_dir: Path) -> Iterator[tuple[str, str]]:
     """The newest commit can be loaded by ranks as the job has them. Files are verified later."""
-    checkpoints = run_dir / "checkpoints"
     try:
-        layout = json.loads(manifest_of(checkpoints).read_text())["layout"]
-    except (OSError, ValueError, KeyError, SlipstreamError):
-        yield "name", f"{job.run_dir} holds no commit to resume from; launch without --resume"
+        manifest = manifest_of(run_dir / "checkpoints")
+    except SlipstreamError as error:
+        yield "name", f"{error}; launch without --resume"
+        return
+    try:
+        layout = json.loads(manifest.read_text())["layout"]
+    except (OSError, ValueError, KeyError) as error:
+        yield "name", f"{manifest} cannot be read: {error!r}"
         return
     for key, committed in layout.items():
         if getattr(job.learner, key) != committed:

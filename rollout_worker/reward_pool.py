@@ -77,14 +77,15 @@ class RewardPool:
     def _schedule(self, prompt: str, answers: Sequence[str], item: Mapping[str, Any]) -> Any:
         with self._opening:
             if not self._pool.active:  # it does not survive the death of an idle process
+                # Not in this thread, which can be one of the old pool's own.
+                threading.Thread(target=_end, args=[self._pool], daemon=True).start()
                 self._pool = self._open()
         arguments = [self._config, prompt, list(answers), item]
         return self._pool.schedule(_score, args=arguments, timeout=self._config.timeout_s)
 
     def close(self) -> None:
         """Kill the processes and wait for them."""
-        self._pool.stop()
-        self._pool.join()
+        _end(self._pool)
 
     def _score_singly(
         self,
@@ -94,14 +95,23 @@ class RewardPool:
         scores: Future[list[Score]],
     ) -> None:
         singles = [self.score(prompt, [answer], item) for answer in answers]
+        missing, counting = len(singles), threading.Lock()
 
         def on_done(_: Any) -> None:
-            if all(single.done() for single in singles) and scores.set_running_or_notify_cancel():
+            nonlocal missing
+            with counting:  # a pool that was opened anew has threads of its own
+                missing -= 1
+                is_last = missing == 0
+            if is_last:
                 scores.set_result([single.result()[0] for single in singles])
 
-        # One callback at a time: pebble runs them all in the pool's one message thread.
         for single in singles:
             single.add_done_callback(on_done)
+
+
+def _end(pool: ProcessPool) -> None:
+    pool.stop()
+    pool.join()
 
 
 def _failure(error: BaseException, timeout_s: float) -> RolloutFailure:

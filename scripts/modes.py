@@ -14,9 +14,8 @@ from results import ROOT, result_of, signature, table, write
 from two_nodes import two_nodes
 
 MODES = ("sync", "split", "buffered", "multinode")
-STEPS = (
-    "learner.num_steps=250"  # fewer than in the job files, for four runs in a quarter of an hour
-)
+# Fewer than in the job files, for four runs in a quarter of an hour.
+STEPS = "learner.num_steps=250"
 
 
 def main() -> None:

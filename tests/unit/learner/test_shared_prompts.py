@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -92,11 +94,19 @@ def test_long_answers_get_rows_of_their_own() -> None:
     assert to_tensors(rows_of(samples, 64), samples, [0.0] * 4, CPU).layout is None
 
 
-def test_models_with_other_attention_do_not_share(policy: Policy) -> None:
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"layer_types": ["full_attention", "sliding_attention"]},
+        {"sliding_window": 16},
+        {"rope_parameters": None},  # ALiBi, or positions that are learnt
+        {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1]}},
+    ],
+)
+def test_models_with_other_attention_do_not_share(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch, other: dict[str, Any]
+) -> None:
     assert sharing_width(policy) == 64
-    config = policy.hf.config
-    config.layer_types = ["full_attention", "sliding_attention"]
-    try:
-        assert sharing_width(policy) == 0
-    finally:
-        config.layer_types = ["full_attention", "full_attention"]
+    for name, value in other.items():
+        monkeypatch.setattr(policy.hf.config, name, value)
+    assert sharing_width(policy) == 0
