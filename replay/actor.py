@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
@@ -73,10 +73,11 @@ class ReplayActor:
             self._notify()  # the learner may be waiting for just this
         return await self._held(ask, says_something)
 
-    async def put(self, group: Group) -> PutReply:
-        reply = self._buffer.put(_owned(group), time.monotonic())
+    async def put(self, groups: Sequence[Group]) -> Sequence[PutReply]:
+        now_s = time.monotonic()
+        replies = [self._buffer.put(_owned(group), now_s) for group in groups]
         self._notify()
-        return reply
+        return replies
 
     async def take(self, version: int) -> Batch | Wait | Stop:
         return await self._held(
@@ -146,8 +147,8 @@ class ReplayClient:
         call = self._actor.lease.remote
         return _future(call(worker, incarnation, num_groups, yielded_version=yielded_version))
 
-    def put(self, group: Group) -> Future[PutReply]:
-        return _future(self._actor.put.remote(group))
+    def put(self, groups: Sequence[Group]) -> Future[Sequence[PutReply]]:
+        return _future(self._actor.put.remote(groups))
 
     def take(self, version: int) -> Future[Batch | Wait | Stop]:
         return _future(self._actor.take.remote(version))

@@ -46,8 +46,8 @@ class LocalReplay:
             )
         )
 
-    def put(self, group: Group) -> Future[PutReply]:
-        return _done(lambda: self.buffer.put(group, self._clock()))
+    def put(self, groups: Sequence[Group]) -> Future[Sequence[PutReply]]:
+        return _done(lambda: [self.buffer.put(group, self._clock()) for group in groups])
 
     def take(self, version: int) -> Future[Batch | Wait | Stop]:
         return _done(lambda: self.buffer.take(version, self._clock()))

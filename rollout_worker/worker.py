@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from rollout_worker.engine import Engine, Generation, GenerationRequest
 from rollout_worker.evaluation import Evaluation, Evaluator
@@ -45,6 +45,7 @@ from slipstream.text import Decode
 IDLE_S = 0.003
 ASK_AGAIN_S = 0.03  # replay holds calls: an answer without leases has another reason
 REPORT_EVERY_S = 1.0
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -57,12 +58,13 @@ class _OpenGroup:
 
 
 @dataclass(slots=True)
-class _Call:
+class _Call(Generic[T]):
     """A call to replay that is under way, and when it must have been answered."""
 
-    future: Future[LeaseReply] | Future[PutReply]
+    name: str
+    future: Future[T]
     deadline_s: float
-    ordinal: int | None = None
+    ordinals: Sequence[int] = ()  # of the groups that are put
 
 
 @dataclass(slots=True)
@@ -107,8 +109,8 @@ class RolloutWorker:
         self._open: dict[int, _OpenGroup] = {}  # by lease id
         self._held: deque[tuple[Lease, float]] = deque()  # wait for their version; drop at
         self._transfers: queue.Queue[_Transfer] = queue.Queue()
-        self._lease_call: _Call | None = None
-        self._put_calls: deque[_Call] = deque()
+        self._lease_call: _Call[LeaseReply] | None = None
+        self._put_calls: deque[_Call[Sequence[PutReply]]] = deque()
         self._yielded_version: int | None = None  # the learner's turn, on shared devices
         self._asleep = False  # and the engine has nothing on the device
         self._next_ask_s = 0.0
@@ -238,8 +240,8 @@ class RolloutWorker:
 
     def _take_leases(self) -> None:
         if self._lease_call is not None:
-            reply = self._answer(self._lease_call, "lease")
-            if isinstance(reply, LeaseReply):
+            reply = self._answer(self._lease_call)
+            if reply is not None:
                 self._lease_call = None
                 self._on_leases(reply)
             return
@@ -249,7 +251,7 @@ class RolloutWorker:
         future = self._replay.lease(
             self._name, self._incarnation, num_free, yielded_version=self._yielded_version
         )
-        self._lease_call = _Call(future, self._deadline_s())
+        self._lease_call = _Call("lease", future, self._deadline_s())
 
     def _on_leases(self, reply: LeaseReply) -> None:
         drop_at_s = time.monotonic() + self._job.replay.lease_timeout_s
@@ -328,11 +330,13 @@ class RolloutWorker:
 
     def _hand_over_scored(self) -> None:
         scored = [g for g in self._open.values() if g.scores is not None and g.scores.done()]
+        if not scored:
+            return
         for group in scored:
             del self._open[group.lease.lease_id]
-            future = self._replay.put(self._to_record(group))
-            ordinal = group.lease.prompt.ordinal
-            self._put_calls.append(_Call(future, self._deadline_s(), ordinal))
+        future = self._replay.put([self._to_record(group) for group in scored])
+        ordinals = [group.lease.prompt.ordinal for group in scored]
+        self._put_calls.append(_Call("put", future, self._deadline_s(), ordinals))
 
     def _to_record(self, group: _OpenGroup) -> Group:
         assert group.scores is not None
@@ -364,27 +368,29 @@ class RolloutWorker:
 
     def _check_puts(self) -> None:
         while self._put_calls:
-            reply = self._answer(self._put_calls[0], "put")
-            if not isinstance(reply, PutReply):
+            replies = self._answer(self._put_calls[0])
+            if replies is None:
                 return
             call = self._put_calls.popleft()
-            if reply.refused is not None:
-                self._events.emit(
-                    "refused", ordinal=call.ordinal, reason=reply.refused.value, detail=reply.detail
-                )
+            for ordinal, reply in zip(call.ordinals, replies, strict=True):
+                if reply.refused is not None:
+                    self._events.emit(
+                        "refused", ordinal=ordinal, reason=reply.refused.value, detail=reply.detail
+                    )
 
     # --- calls and reports --------------------------------------------------------------
 
     def _deadline_s(self) -> float:
         return time.monotonic() + self._job.replay.call_timeout_s
 
-    def _answer(self, call: _Call, name: str) -> LeaseReply | PutReply | None:
+    def _answer(self, call: _Call[T]) -> T | None:
         """The call's answer, None while it is out; raises past its deadline."""
         if call.future.done():
             return call.future.result()
         if time.monotonic() > call.deadline_s:
             raise DeadlineExceeded(
-                f"{self._name}: replay did not answer {name} in {self._job.replay.call_timeout_s} s"
+                f"{self._name}: replay did not answer {call.name} in "
+                f"{self._job.replay.call_timeout_s} s"
             )
         return None
 

@@ -7,7 +7,7 @@ is the shell's business (`*/actor.py`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
 
@@ -32,8 +32,8 @@ class ReplayForWorkers(Protocol):
         """Up to `num_groups` prompts. `yielded_version`: the version for whose training this worker
         has released the shared devices, if any."""
 
-    def put(self, group: Group) -> Future[PutReply]:
-        """Hand over a finished group; replay owns it from then on."""
+    def put(self, groups: Sequence[Group]) -> Future[Sequence[PutReply]]:
+        """Hand over finished groups, one answer each; replay owns them from then on."""
 
 
 class ReplayForLearners(Protocol):

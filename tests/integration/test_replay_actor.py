@@ -93,8 +93,9 @@ def test_a_job_from_the_first_lease_to_the_stop(replay: Any) -> None:
         learners.take(7).result(TIMEOUT_S)
     long = [scripted_group(lease, rewards=(0, 1), num_tokens=20_000) for lease in leases]
     for group in long:  # 320 kB: these travel through the object store
-        assert workers.put(group).result(TIMEOUT_S).refused is None
-    assert workers.put(long[0]).result(TIMEOUT_S).refused is RefusalReason.UNKNOWN_LEASE
+        assert workers.put([group]).result(TIMEOUT_S)[0].refused is None
+    replies = workers.put(long[:2]).result(TIMEOUT_S)
+    assert [reply.refused for reply in replies] == [RefusalReason.UNKNOWN_LEASE] * 2
     for version in (0, 1):
         ranks = [learners.take(version) for _ in range(2)]
         one, other = (rank.result(TIMEOUT_S) for rank in ranks)
@@ -119,7 +120,7 @@ def test_a_snapshot_goes_on_in_another_actor(job: JobConfig) -> None:
     first = opened(job)
     leases = asyncio.run(first.lease("w0", 0, 4, yielded_version=None)).leases
     for lease in leases[:3]:
-        asyncio.run(first.put(scripted_group(lease, rewards=(0, 1))))
+        asyncio.run(first.put([scripted_group(lease, rewards=(0, 1))]))
     asyncio.run(first.take(0))
     asyncio.run(first.trained(1))
     resumed = opened(job, json.loads(json.dumps(first.snapshot())))
@@ -142,7 +143,7 @@ def test_it_owns_what_it_accepted(job: JobConfig) -> None:
     leases = asyncio.run(actor.lease("w0", 0, 2, yielded_version=None)).leases
     groups = [scripted_group(lease, rewards=(0, 1)) for lease in leases]
     for group in groups:
-        assert asyncio.run(actor.put(group)).refused is None
+        assert asyncio.run(actor.put([group]))[0].refused is None
         group.rollouts[0].token_ids[:] = 0  # as if the memory were reused
     batch = asyncio.run(actor.take(0))
     assert isinstance(batch, Batch)
@@ -160,7 +161,7 @@ def test_calls_are_held_until_something_changes(job: JobConfig) -> None:
         await asyncio.sleep(0.01)
         assert not batch.done()
         for lease in leases:
-            await actor.put(scripted_group(lease, rewards=(0, 1)))
+            await actor.put([scripted_group(lease, rewards=(0, 1))])
         taken = await batch
         assert not more.done(), "no room before the batch is trained"
         await actor.trained(1)
@@ -183,6 +184,6 @@ def test_stop_is_passed_on(job: JobConfig) -> None:
     actor = opened(job)
     lease = asyncio.run(actor.lease("w0", 0, 1, yielded_version=None)).leases[0]
     group = replace(scripted_group(lease, rewards=(0, 1)), incarnation=3)
-    assert asyncio.run(actor.put(group)).refused is RefusalReason.UNKNOWN_LEASE
+    assert asyncio.run(actor.put([group]))[0].refused is RefusalReason.UNKNOWN_LEASE
     asyncio.run(actor.stop("interrupted"))
     assert asyncio.run(actor.take(0)) == Stop(reason="interrupted")

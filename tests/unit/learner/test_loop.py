@@ -72,7 +72,7 @@ class Replay(LocalReplay):
         self._asked += 1
         if self._asked % 2 == 0:
             for lease in self.lease("w", 0, 2, yielded_version=None).result().leases:
-                self.put(scripted_group(lease, rewards=(0, 1))).result()
+                self.put([scripted_group(lease, rewards=(0, 1))]).result()
         return super().take(version)
 
     def trained(self, version: int) -> Future[None]:
