@@ -79,7 +79,7 @@ class Engine(Protocol):
         """Give the device's memory back; only with nothing in flight."""
 
     def wake(self) -> None:
-        """Undo `sleep`. Weights must be loaded again before the next step."""
+        """Undo `sleep`, if need be. Weights must be loaded again before the next step."""
 
     def close(self) -> None:
         """Release everything."""

@@ -60,9 +60,10 @@ class VllmEngine:
         self._running: set[str] = set()
         self._finished_while_scoring: list[Generation] = []
         self._scores: list[LogProbs] = []
-        self._sleeps = config.colocate and config.gpus > 0
+        self._can_sleep = config.colocate and config.gpus > 0
+        self._asleep = False
         self._engine = _build(
-            model, config, max_tokens, seed, sleeps=self._sleeps, transport=transport
+            model, config, max_tokens, seed, can_sleep=self._can_sleep, transport=transport
         )
 
     @property
@@ -133,12 +134,14 @@ class VllmEngine:
         return self._scores.pop()
 
     def sleep(self) -> None:
-        if self._sleeps:
+        if self._can_sleep:
             self._engine.sleep(level=2)
+            self._asleep = True
 
     def wake(self) -> None:
-        if self._sleeps:
+        if self._asleep:
             self._engine.wake_up()
+            self._asleep = False
 
     def close(self) -> None:
         self._engine.engine_core.shutdown()
@@ -183,7 +186,7 @@ def _build(
     max_tokens: int,
     seed: int,
     *,
-    sleeps: bool,
+    can_sleep: bool,
     transport: str,
 ) -> Any:
     from vllm import EngineArgs
@@ -212,7 +215,7 @@ def _build(
             skip_tokenizer_init=True,
             enable_prefix_caching=True,
             enforce_eager=config.enforce_eager,
-            enable_sleep_mode=sleeps,
+            enable_sleep_mode=can_sleep,
             async_scheduling=False,
             disable_log_stats=True,
             weight_transfer_config=WeightTransferConfig("nccl") if transport == "nccl" else None,

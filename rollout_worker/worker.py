@@ -4,8 +4,8 @@
     makes      groups: G rollouts, each scored, handed to replay
     waits for  nothing while anything decodes; a few milliseconds where there is no work
 
-    each turn:  adopt a newer version ─▶ ask for prompts ─▶ one decode step
-                ─▶ score what finished ─▶ hand over what is scored
+    each turn:  adopt a newer version ─▶ fill free slots ─▶ one decode step ─▶ ask for prompts
+                ─▶ hand over what is scored
 
 Slots are filled as they come free; a new version is adopted between two decode steps, and
 what is in flight goes on under it.
@@ -14,7 +14,6 @@ what is in flight goes on under it.
 from __future__ import annotations
 
 import hashlib
-import queue
 import threading
 import time
 from collections import deque
@@ -23,11 +22,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from rollout_worker.adoption import Adoption
 from rollout_worker.engine import Engine, Generation, GenerationRequest
 from rollout_worker.evaluation import Evaluation, Evaluator
 from rollout_worker.reward_pool import RewardPool, Score
 from slipstream.config.job import JobConfig
-from slipstream.errors import DeadlineExceeded, ProbeMismatch
+from slipstream.errors import DeadlineExceeded
 from slipstream.protocols import ReplayForWorkers, WeightReceiver
 from slipstream.records import (
     Group,
@@ -37,7 +37,6 @@ from slipstream.records import (
     PutReply,
     Rollout,
     RolloutFailure,
-    WeightUpdate,
 )
 from slipstream.telemetry import Busy, EventLog
 from slipstream.text import Decode
@@ -67,19 +66,6 @@ class _Call(Generic[T]):
     ordinals: Sequence[int] = ()  # of the groups that are put
 
 
-@dataclass(slots=True)
-class _Transfer:
-    """One call of a weight transfer, asked for by the learner."""
-
-    call: str
-    payload: Mapping[str, Any]
-    done: Future[None] = field(default_factory=Future)
-
-
-# After these the engine may decode again: the group is formed, or a version is whole.
-_LAST_CALLS = ("init_weight_transfer_engine", "finish_weight_update")
-
-
 class RolloutWorker:
     """One engine's worth of rollouts. `turn` is one pass of the loop above."""
 
@@ -101,14 +87,12 @@ class RolloutWorker:
         self._incarnation = incarnation
         self._engine = engine
         self._replay = replay
-        self._receiver = receiver
         self._rewards = rewards
         self._decode = decode
         self._events = events
         self._busy = Busy()
         self._open: dict[int, _OpenGroup] = {}  # by lease id
         self._held: deque[tuple[Lease, float]] = deque()  # wait for their version; drop at
-        self._transfers: queue.Queue[_Transfer] = queue.Queue()
         self._lease_call: _Call[LeaseReply] | None = None
         self._put_calls: deque[_Call[Sequence[PutReply]]] = deque()
         self._yielded_version: int | None = None  # the learner's turn, on shared devices
@@ -117,6 +101,9 @@ class RolloutWorker:
         self._num_tokens = 0
         self._reported_s = time.monotonic()
         self._evaluator = Evaluator(job, engine, rewards, decode, events)
+        self._adoption = Adoption(
+            job.weights, name, engine=engine, receiver=receiver, events=events
+        )
 
     @property
     def version(self) -> int:
@@ -132,12 +119,12 @@ class RolloutWorker:
 
     def turn(self) -> bool:
         """One pass; returns whether anything was decoded or adopted."""
-        adopted = self._run_transfer() or self._adopt_newer()
-        self._take_leases()
-        self._start_held()
+        adopted = self._adopt_newer()
+        self._fill_slots()
         if not self._asleep:
             self._evaluator.start_if_due()
         decoded = self._decode_step()
+        self._fill_slots()  # replay answers while this worker hands over
         self._evaluator.finish_if_scored()
         self._hand_over_scored()
         self._check_puts()
@@ -154,97 +141,30 @@ class RolloutWorker:
 
     def request_transfer(self, call: str, payload: Mapping[str, Any]) -> Future[None]:
         """Have the loop carry out one call of a weight transfer between two decode steps."""
-        transfer = _Transfer(call, payload)
-        self._transfers.put(transfer)
-        return transfer.done
-
-    # --- weights ----------------------------------------------------------------------
+        return self._adoption.request(call, payload)
 
     def _adopt_newer(self) -> bool:
-        if self._evaluator.generating:
+        if self._evaluator.generating or not self._adoption.due:
             return False  # an evaluation is of one version
-        update = self._receiver.poll(self._engine.version)
-        if update is None:
-            return False
         with self._busy.phase("adopt"):
-            start_s = time.perf_counter()
-            if self._asleep:
-                self._engine.wake()
-                self._asleep = False
-            self._engine.load(update.version, self._receiver.tensors(update))
-            self._adopted(update, time.perf_counter() - start_s)
+            self._adoption.adopt()
+        self._asleep = False
         return True
-
-    def _run_transfer(self) -> bool:
-        """Carry out a transfer that has been asked for, from its first call to its last: the
-        engine decodes nothing with half of a version."""
-        if self._transfers.empty() or self._evaluator.generating:
-            return False
-        with self._busy.phase("adopt"):
-            start_s = time.perf_counter()
-            transfer = self._transfers.get()
-            while transfer.call not in _LAST_CALLS:
-                self._carry_out(transfer, start_s)
-                transfer = self._next_transfer()
-            self._carry_out(transfer, start_s)
-        return True
-
-    def _next_transfer(self) -> _Transfer:
-        timeout_s = self._job.weights.timeout_s
-        try:
-            return self._transfers.get(timeout=timeout_s)
-        except queue.Empty:
-            raise DeadlineExceeded(
-                f"{self._name}: the learner began a weight transfer and did not go on within "
-                f"{timeout_s} s (weights.timeout_s)"
-            ) from None
-
-    def _carry_out(self, transfer: _Transfer, start_s: float) -> None:
-        try:
-            if transfer.call == "finish_weight_update":
-                update: WeightUpdate = transfer.payload["update"]
-                self._engine.finish_transfer(update.version)
-                self._adopted(update, time.perf_counter() - start_s)
-            else:
-                self._engine.transfer(transfer.call, transfer.payload)
-        except Exception as error:
-            transfer.done.set_exception(error)
-            raise
-        transfer.done.set_result(None)
-
-    def _adopted(self, update: WeightUpdate, load_s: float) -> None:
-        self._events.emit(
-            "adopted",
-            version=update.version,
-            load_s=load_s,
-            since_published_s=time.time() - update.published_at_s,
-            probe_error=self._probe(update),
-        )
-
-    def _probe(self, update: WeightUpdate) -> float | None:
-        """Largest difference between engine and learner on the probe's tokens."""
-        if update.probe is None:
-            return None
-        logprobs = self._engine.score(update.probe.token_ids)
-        error = float(abs(logprobs - update.probe.logprobs).max())
-        limit = self._job.weights.max_probe_error
-        if not error <= limit:
-            raise ProbeMismatch(
-                f"{self._name}: after the update to version {update.version} the engine's "
-                f"log-probs differ from the learner's by {error:.2e}, more than "
-                f"weights.max_probe_error ({limit:.0e}). The weights did not arrive as sent"
-            )
-        return error
 
     # --- leases -----------------------------------------------------------------------
 
-    def _take_leases(self) -> None:
+    def _fill_slots(self) -> None:
+        """Start what has been leased, then ask for as many prompts as there are free slots."""
         if self._lease_call is not None:
             reply = self._answer(self._lease_call)
             if reply is not None:
                 self._lease_call = None
                 self._on_leases(reply)
-            return
+        self._start_held()
+        if self._lease_call is None:
+            self._ask_for_leases()
+
+    def _ask_for_leases(self) -> None:
         num_free = self._num_free_groups()
         if num_free <= 0 or time.monotonic() < self._next_ask_s:
             return

@@ -4,8 +4,7 @@
 
 A setting is `ZERO_STAGE:MAX_TOKENS_PER_MICROBATCH[:recompute]`. Rank 0 writes OUT/<setting>.npz.
 As in a job, a probe follows every step. ZeRO-3 fetches ahead as little of this small model as it
-does of a large one. A last
-step whose gradient is not finite must be refused on every rank.
+does of a large one. A last step whose gradient is not finite must be refused on every rank.
 """
 
 from __future__ import annotations
@@ -28,69 +27,85 @@ def main() -> None:
         DS_ACCELERATOR="cpu",
         OMP_NUM_THREADS="1",
     )
-    import numpy as np
     import torch
     import torch.distributed as dist
 
-    import learner.engine
-    from learner.engine import LearnerEngine
-    from learner.policy import load_policy
-    from learner.step import LearnerStep, NotFinite
-    from learner.weights import Prober, full_parameters
-    from tests.helpers.jobs import VOCABULARY, make_batch, make_job
+    fetch_ahead_little()
+    torch.manual_seed(0)
+    dist.init_process_group("gloo")
+    for setting in settings:
+        train(model, int(num_ranks), setting, Path(out))
 
-    def whole(engine: LearnerEngine) -> dict[str, np.ndarray]:
-        """Every weight; empty on other ranks than 0."""
-        buckets = full_parameters(engine, 10_000)
-        return {name: tensor.numpy() for bucket in buckets for name, tensor in bucket}
+
+def fetch_ahead_little() -> None:
+    """ZeRO-3's limits are in numbers of parameters: this model's share of a large model's."""
+    import learner.engine
 
     plain = learner.engine._deepspeed_config
 
-    def config_of_a_large_model(job: Any) -> dict[str, Any]:
+    def of_a_large_model(job: Any) -> dict[str, Any]:
         config = plain(job)
         if config["zero_optimization"]["stage"] == 3:
             ahead = {"stage3_max_reuse_distance": 11_000, "stage3_prefetch_bucket_size": 550}
             config["zero_optimization"].update(ahead)
         return config
 
-    learner.engine._deepspeed_config = config_of_a_large_model
-    torch.manual_seed(0)
-    dist.init_process_group("gloo")
-    for setting in settings:
-        stage, max_tokens, *recompute = setting.split(":")
-        job = make_job(
-            model,
-            learner={
-                "zero_stage": int(stage),
-                "max_tokens_per_microbatch": int(max_tokens),
-                "gradient_checkpointing": bool(recompute),
-                "num_ranks": int(num_ranks),
-                "max_grad_norm": 0.1,
-                # Adam turns rounding noise of tiny gradients into steps of this size.
-                "learning_rate": 3e-4,
-            },
-        )
-        engine = LearnerEngine(load_policy(job.model), job, torch.device("cpu"))
-        step = LearnerStep(job, engine, None)
-        start = whole(engine)
-        prober = Prober(engine, vocabulary=VOCABULARY, max_tokens=16, seed=0)
-        norms = []
-        for version in range(5):
-            norms.append(step.run(make_batch(version, num_groups=8))["grad_norm"])
-            prober.measure()
-            whole(engine)
-        weights = whole(engine)
-        if engine.rank == 0:
-            moved = max(float(abs(weights[name] - start[name]).max()) for name in start)
-            arrays = {"grad_norms": np.array(norms), "moved": np.array(moved)}
-            np.savez(Path(out) / f"{setting}.npz", **arrays, **weights)
-        try:
-            step.run(make_batch(5, num_groups=8, reward=math.nan))
-        except NotFinite:
-            pass
-        else:
-            raise AssertionError(f"{setting}: a gradient that is not finite was applied")
-        engine.close()
+    learner.engine._deepspeed_config = of_a_large_model
+
+
+def train(model: str, num_ranks: int, setting: str, out: Path) -> None:
+    """Five steps, then one that must be refused."""
+    import numpy as np
+    import torch
+
+    from learner.engine import LearnerEngine
+    from learner.policy import load_policy
+    from learner.step import LearnerStep, NotFinite
+    from learner.weights import Prober
+    from tests.helpers.jobs import VOCABULARY, make_batch, make_job
+
+    stage, max_tokens, *recompute = setting.split(":")
+    job = make_job(
+        model,
+        learner={
+            "zero_stage": int(stage),
+            "max_tokens_per_microbatch": int(max_tokens),
+            "gradient_checkpointing": bool(recompute),
+            "num_ranks": num_ranks,
+            "max_grad_norm": 0.1,
+            # Adam turns rounding noise of tiny gradients into steps of this size.
+            "learning_rate": 3e-4,
+        },
+    )
+    engine = LearnerEngine(load_policy(job.model), job, torch.device("cpu"))
+    step = LearnerStep(job, engine, None)
+    start = weights_of(engine)
+    prober = Prober(engine, vocabulary=VOCABULARY, max_tokens=16, seed=0)
+    norms = []
+    for version in range(5):
+        norms.append(step.run(make_batch(version, num_groups=8))["grad_norm"])
+        prober.measure()
+        weights_of(engine)
+    weights = weights_of(engine)
+    if engine.rank == 0:
+        moved = max(float(abs(weights[name] - start[name]).max()) for name in start)
+        arrays = {"grad_norms": np.array(norms), "moved": np.array(moved)}
+        np.savez(out / f"{setting}.npz", **arrays, **weights)
+    try:
+        step.run(make_batch(5, num_groups=8, reward=math.nan))
+    except NotFinite:
+        pass
+    else:
+        raise AssertionError(f"{setting}: a gradient that is not finite was applied")
+    engine.close()
+
+
+def weights_of(engine: Any) -> dict[str, Any]:
+    """Every weight as an array; empty on other ranks than 0."""
+    from learner.weights import full_parameters
+
+    buckets = full_parameters(engine, 10_000)
+    return {name: tensor.numpy() for bucket in buckets for name, tensor in bucket}
 
 
 if __name__ == "__main__":
