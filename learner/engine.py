@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from learner.policy import Policy, SharedPrompts, recompute_activations
+from learner.policy import Policy, Rows, recompute_activations
 from slipstream.config.job import JobConfig, LearnerConfig
 
 ADAM_EPS = 1e-8
@@ -68,16 +68,13 @@ class LearnerEngine:
 
     def forward(
         self,
-        inputs_BT: Tensor,
+        rows: Rows,
         targets_BT: Tensor,
         mask_BT: Tensor,
         temperature: float,
-        layout: SharedPrompts | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(log-probs, entropies) of `Policy.forward`, gathered as ZeRO needs it."""
-        logprobs_BT, entropies_BT = self._engine(
-            inputs_BT, targets_BT, mask_BT, temperature, layout
-        )
+        logprobs_BT, entropies_BT = self._engine(rows, targets_BT, mask_BT, temperature)
         return logprobs_BT, entropies_BT
 
     def backward(self, loss: Tensor, *, last: bool) -> None:

@@ -19,16 +19,28 @@ PADDING, PREFIX = -1, 0  # segments; the answers of a row count from 1
 class SharedPrompts:
     """Rows that hold several answers to one prompt: which positions see which."""
 
-    segments_BT: Tensor  # int64: PADDING, PREFIX, or the number of the answer in its row
-    positions_BT: Tensor  # int64, of the token in its own sequence
+    segments_RS: Tensor  # int64: PADDING, PREFIX, or the number of the answer in its row
+    positions_RS: Tensor  # int64, of the token in its own sequence
 
     def attention_mask(self) -> Tensor:
-        """(B, 1, T, T), True where a query may look at a key: in the prefix or its own answer."""
-        queries_BT1, keys_B1T = self.segments_BT[:, :, None], self.segments_BT[:, None, :]
-        length = self.segments_BT.shape[1]
-        causal_TT = torch.ones(length, length, device=keys_B1T.device).tril().bool()
-        seen_BTT = (keys_B1T == PREFIX) | (keys_B1T == queries_BT1)
-        return (seen_BTT & causal_TT)[:, None]
+        """(R, 1, S, S), True where a query may look at a key: in the prefix or its own answer."""
+        queries_RS1, keys_R1S = self.segments_RS[:, :, None], self.segments_RS[:, None, :]
+        length = self.segments_RS.shape[1]
+        causal_SS = torch.ones(length, length, device=keys_R1S.device).tril().bool()
+        seen_RSS = (keys_R1S == PREFIX) | (keys_R1S == queries_RS1)
+        return (seen_RSS & causal_SS)[:, None]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What the model computes: R rows of S input positions, right-padded.
+
+    The trained positions, row by row, are the tokens of the answers, answer by answer.
+    """
+
+    inputs_RS: Tensor  # int64
+    trained_RS: Tensor  # bool, where a position predicts a token of an answer
+    layout: SharedPrompts | None  # None: every row is one sequence
 
 
 class LogProbHead(nn.Module):
@@ -59,27 +71,26 @@ class Policy(nn.Module):
 
     def forward(
         self,
-        inputs_BT: Tensor,
+        rows: Rows,
         targets_BT: Tensor,
         mask_BT: Tensor,
         temperature: float,
-        layout: SharedPrompts | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """(log-probs, entropies), each (B, T) float32, 0 where `mask_BT` is 0.
+        """(log-probs, entropies) of B answers of T tokens, float32, 0 where `mask_BT` is 0.
 
         Without a layout every row is one right-padded sequence, which needs no attention mask: no
         real token attends to what follows it.
         """
         how = {}
-        if layout is not None:
-            how["attention_mask"] = layout.attention_mask()
-            how["position_ids"] = layout.positions_BT
-        hidden_BTH = self.hf.base_model(
-            input_ids=inputs_BT, use_cache=False, **how
+        if rows.layout is not None:
+            how["attention_mask"] = rows.layout.attention_mask()
+            how["position_ids"] = rows.layout.positions_RS
+        hidden_RSH = self.hf.base_model(
+            input_ids=rows.inputs_RS, use_cache=False, **how
         ).last_hidden_state
         trained_BT = mask_BT > 0
         logprobs_N, entropies_N = self.hf.lm_head(
-            hidden_BTH[trained_BT], targets_BT[trained_BT], temperature
+            hidden_RSH[rows.trained_RS], targets_BT[trained_BT], temperature
         )
         blank_BT = torch.zeros(mask_BT.shape, dtype=logprobs_N.dtype, device=mask_BT.device)
         return (

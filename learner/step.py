@@ -108,11 +108,7 @@ class LearnerStep:
 
     def _forward(self, tensors: SampleTensors) -> tuple[Tensor, Tensor]:
         return self._engine.forward(
-            tensors.inputs_BT,
-            tensors.targets_BT,
-            tensors.mask_BT,
-            self._job.rollout.temperature,
-            tensors.layout,
+            tensors.rows, tensors.targets_BT, tensors.mask_BT, self._job.rollout.temperature
         )
 
     @torch.no_grad()
@@ -175,7 +171,9 @@ class LearnerStep:
             "entropy": entropies_BT.sum(),
             "mu_mismatch": mismatch_BT.abs().sum(),
             "input_tokens": torch.tensor(float(entry.num_input_tokens), device=mask_BT.device),
-            "padded_tokens": torch.tensor(float(mask_BT.numel()), device=mask_BT.device),
+            "padded_tokens": torch.tensor(
+                float(tensors.rows.inputs_RS.numel()), device=mask_BT.device
+            ),
         }
         return loss, metrics
 
@@ -183,11 +181,7 @@ class LearnerStep:
         assert self._reference is not None
         with torch.no_grad():
             reference_BT, _ = self._reference(
-                tensors.inputs_BT,
-                tensors.targets_BT,
-                tensors.mask_BT,
-                self._job.rollout.temperature,
-                tensors.layout,
+                tensors.rows, tensors.targets_BT, tensors.mask_BT, self._job.rollout.temperature
             )
         return kl_estimate(logprobs_BT, reference_BT, self._job.algorithm.kl.estimator)
 

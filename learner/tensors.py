@@ -1,7 +1,7 @@
 """From records to tensors: the one place where a batch changes its form.
 
-T is the longest row of the microbatch. Position t of every (B, T) tensor is about predicting the
-token that follows in the same answer.
+The model computes rows (R rows of S positions), the algorithms see answers: B answers of at most T
+tokens, whatever rows they were computed in.
 """
 
 from __future__ import annotations
@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from learner.policy import PADDING, PREFIX, SharedPrompts
+from learner.policy import PADDING, PREFIX, Rows, SharedPrompts
 from slipstream.records import Batch, Rollout, TokenIds
 
 
@@ -43,14 +41,13 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleTensors:
-    """The rows of one microbatch."""
+    """One microbatch: its rows, and its answers in their order, right-padded."""
 
-    inputs_BT: Tensor  # int64, right-padded
-    targets_BT: Tensor  # int64, the token that follows in its own answer; 0 where masked
-    mask_BT: Tensor  # float32, 1 where the target is a token of an answer
+    rows: Rows
+    targets_BT: Tensor  # int64, the answers' tokens; 0 where masked
+    mask_BT: Tensor  # float32, 1 on tokens of the answers
     behaviour_logprobs_BT: Tensor  # float32, 0 where masked
     advantages_BT: Tensor  # float32, 0 where masked
-    layout: SharedPrompts | None  # None: every row is one sequence
 
 
 def samples_of(batch: Batch) -> list[Sample]:
@@ -93,15 +90,35 @@ def to_tensors(
     advantages: Sequence[float],
     device: torch.device,
 ) -> SampleTensors:
-    """Right-pad `rows`; `advantages` has one number a sample, given to all its tokens.
+    """Right-pad `rows` and their answers; `advantages` has one number a sample, given to all its
+    tokens.
 
     No rows at all make one that trains nothing, so that every rank has a forward and a backward to
     run.
     """
-    shape = max(1, len(rows)), max([1, *(row.num_tokens for row in rows)])
-    inputs, targets = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    mask, logprobs, advantage = (np.zeros(shape, np.float32) for _ in range(3))
-    segments, positions = np.full(shape, PADDING, np.int64), np.zeros(shape, np.int64)
+    answers = [index for row in rows for index in row.indices]
+    longest = max([1, *(samples[index].rollout.num_tokens for index in answers)])
+    shape_BT = max(1, len(answers)), longest
+    targets = np.zeros(shape_BT, np.int64)
+    mask, logprobs, advantage = (np.zeros(shape_BT, np.float32) for _ in range(3))
+    for place, index in enumerate(answers):
+        rollout = samples[index].rollout
+        part = place, slice(rollout.num_tokens)
+        targets[part], mask[part] = rollout.token_ids, 1.0
+        logprobs[part], advantage[part] = rollout.logprobs, advantages[index]
+    return SampleTensors(
+        rows=_to_rows(rows, samples, device),
+        targets_BT=torch.from_numpy(targets).to(device),
+        mask_BT=torch.from_numpy(mask).to(device),
+        behaviour_logprobs_BT=torch.from_numpy(logprobs).to(device),
+        advantages_BT=torch.from_numpy(advantage).to(device),
+    )
+
+
+def _to_rows(rows: Sequence[Row], samples: Sequence[Sample], device: torch.device) -> Rows:
+    shape_RS = max(1, len(rows)), max([1, *(row.num_tokens for row in rows)])
+    inputs, trained = np.zeros(shape_RS, np.int64), np.zeros(shape_RS, np.bool_)
+    segments, positions = np.full(shape_RS, PADDING, np.int64), np.zeros(shape_RS, np.int64)
     for place, row in enumerate(rows):
         prompt = samples[row.indices[0]].prompt_token_ids
         prefix = len(prompt) - 1
@@ -110,22 +127,13 @@ def to_tensors(
         start = prefix
         for segment, index in enumerate(row.indices, start=PREFIX + 1):
             answer = samples[index].rollout
-            part = slice(start, start := start + answer.num_tokens)
-            inputs[place, part] = np.concatenate([prompt[-1:], answer.token_ids[:-1]])
-            targets[place, part], mask[place, part] = answer.token_ids, 1.0
-            logprobs[place, part], advantage[place, part] = answer.logprobs, advantages[index]
-            segments[place, part] = segment
-            positions[place, part] = np.arange(prefix, prefix + answer.num_tokens)
-    shared = any(len(row.indices) > 1 for row in rows)
-
-    def on_device(array: npt.NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array).to(device)
-
-    return SampleTensors(
-        inputs_BT=on_device(inputs),
-        targets_BT=on_device(targets),
-        mask_BT=on_device(mask),
-        behaviour_logprobs_BT=on_device(logprobs),
-        advantages_BT=on_device(advantage),
-        layout=SharedPrompts(on_device(segments), on_device(positions)) if shared else None,
-    )
+            part = place, slice(start, start := start + answer.num_tokens)
+            inputs[part] = np.concatenate([prompt[-1:], answer.token_ids[:-1]])
+            trained[part], segments[part] = True, segment
+            positions[part] = np.arange(prefix, prefix + answer.num_tokens)
+    layout = None
+    if any(len(row.indices) > 1 for row in rows):
+        layout = SharedPrompts(
+            torch.from_numpy(segments).to(device), torch.from_numpy(positions).to(device)
+        )
+    return Rows(torch.from_numpy(inputs).to(device), torch.from_numpy(trained).to(device), layout)
