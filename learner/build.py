@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from learner.engine import LearnerEngine
 from learner.loop import LearnerLoop, WriteCommit
 from learner.nccl import CallWorkers, NcclPublisher
 from learner.policy import Policy, load_policy
+from learner.state import AlgorithmState
 from learner.step import LearnerStep
 from learner.weights import ObjectStorePublisher, Prober, full_parameters
 from slipstream.config.job import JobConfig
@@ -44,21 +46,22 @@ def build_loop(
     device = _join(job)
     policy = load_policy(job.model)
     engine = LearnerEngine(policy, job, device)
+    step = LearnerStep(job, engine, _reference(job, device))
     version = 0
     if resume:
         commit = checkpoint.newest(checkpoints)
-        engine.load(commit.learner_dir)
+        step.state = AlgorithmState(**engine.load(commit.learner_dir))
         version = commit.version
     return LearnerLoop(
         job,
         rank=engine.rank,
         version=version,
-        step=LearnerStep(job, engine, _reference(job, device)),
+        step=step,
         replay=replay,
         publisher=_publisher(job, engine, put, announce, call_workers, rendezvous),
         prober=_prober(job, engine),
         barrier=engine.barrier,
-        write_commit=_commit_writer(job, engine, checkpoints),
+        write_commit=_commit_writer(job, step, engine, checkpoints),
         events=events,
     )
 
@@ -114,14 +117,16 @@ def _publisher(
             )
 
 
-def _commit_writer(job: JobConfig, engine: LearnerEngine, root: Path) -> WriteCommit:
+def _commit_writer(
+    job: JobConfig, step: LearnerStep, engine: LearnerEngine, root: Path
+) -> WriteCommit:
     def write(version: int, replay: Mapping[str, Any]) -> Path:
         """Every rank calls it: gathering and DeepSpeed's own files are collective."""
         directory = checkpoint.aside(root, version)
         if engine.rank == 0:
             checkpoint.begin(root, version)
         engine.barrier()
-        engine.save(directory / "learner")
+        engine.save(directory / "learner", asdict(step.state))
         weights: dict[str, torch.Tensor] = {}
         for bucket in full_parameters(engine, job.weights.bucket_mib * MIB):
             weights.update(bucket)

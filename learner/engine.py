@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from slipstream.config.job import JobConfig, LearnerConfig
 
 ADAM_EPS = 1e-8
 _TAG = "state"
+_BESIDE = "slipstream"
 
 
 def import_deepspeed() -> None:
@@ -124,13 +125,20 @@ class LearnerEngine:
         with deepspeed.zero.GatheredParameters(parameters):
             yield
 
-    def save(self, directory: Path) -> None:
-        """Write model and optimizer state; every rank calls it."""
-        self._engine.save_checkpoint(str(directory), tag=_TAG, exclude_frozen_parameters=True)
+    def save(self, directory: Path, beside: Mapping[str, Any]) -> None:
+        """Write model and optimizer state, and what `beside` holds; every rank calls it."""
+        self._engine.save_checkpoint(
+            str(directory),
+            tag=_TAG,
+            client_state={_BESIDE: dict(beside)},
+            exclude_frozen_parameters=True,
+        )
 
-    def load(self, directory: Path) -> None:
-        """Restore what `save` wrote, with the same number of ranks and ZeRO stage."""
-        self._engine.load_checkpoint(str(directory), tag=_TAG)
+    def load(self, directory: Path) -> dict[str, Any]:
+        """Restore what `save` wrote, with the same number of ranks and ZeRO stage; what lay beside
+        it."""
+        _, client_state = self._engine.load_checkpoint(str(directory), tag=_TAG)
+        return dict(client_state[_BESIDE])
 
     def close(self) -> None:
         self._engine.destroy()

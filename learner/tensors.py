@@ -47,7 +47,6 @@ class SampleTensors:
     targets_BT: Tensor  # int64, the answers' tokens; 0 where masked
     mask_BT: Tensor  # float32, 1 on tokens of the answers
     behaviour_logprobs_BT: Tensor  # float32, 0 where masked
-    advantages_BT: Tensor  # float32, 0 where masked
 
 
 def samples_of(batch: Batch) -> list[Sample]:
@@ -87,11 +86,9 @@ def rows_of(samples: Sequence[Sample], hidden_size: int) -> list[Row]:
 def to_tensors(
     rows: Sequence[Row],
     samples: Sequence[Sample],
-    advantages: Sequence[float],
     device: torch.device,
 ) -> SampleTensors:
-    """Right-pad `rows` and their answers; `advantages` has one number a sample, given to all its
-    tokens.
+    """Right-pad `rows` and their answers.
 
     No rows at all make one that trains nothing, so that every rank has a forward and a backward to
     run.
@@ -100,18 +97,16 @@ def to_tensors(
     longest = max([1, *(samples[index].rollout.num_tokens for index in answers)])
     shape_BT = max(1, len(answers)), longest
     targets = np.zeros(shape_BT, np.int64)
-    mask, logprobs, advantage = (np.zeros(shape_BT, np.float32) for _ in range(3))
+    mask, logprobs = np.zeros(shape_BT, np.float32), np.zeros(shape_BT, np.float32)
     for place, index in enumerate(answers):
         rollout = samples[index].rollout
         part = place, slice(rollout.num_tokens)
-        targets[part], mask[part] = rollout.token_ids, 1.0
-        logprobs[part], advantage[part] = rollout.logprobs, advantages[index]
+        targets[part], mask[part], logprobs[part] = rollout.token_ids, 1.0, rollout.logprobs
     return SampleTensors(
         rows=_to_rows(rows, samples, device),
         targets_BT=torch.from_numpy(targets).to(device),
         mask_BT=torch.from_numpy(mask).to(device),
         behaviour_logprobs_BT=torch.from_numpy(logprobs).to(device),
-        advantages_BT=torch.from_numpy(advantage).to(device),
     )
 
 
