@@ -15,7 +15,7 @@ from learner import checkpoint
 from learner.engine import LearnerEngine
 from learner.loop import LearnerLoop, WriteCommit
 from learner.nccl import CallWorkers, NcclPublisher
-from learner.policy import Policy, load_policy
+from learner.policy import Policy, load_critic, load_policy
 from learner.state import AlgorithmState
 from learner.step import LearnerStep
 from learner.weights import ObjectStorePublisher, Prober, full_parameters
@@ -26,6 +26,7 @@ from slipstream.telemetry import EventLog
 from slipstream.text import load_tokenizer
 
 MIB = 2**20
+CRITIC = "critic"  # its directory in a commit, beside the policy's files
 LAYOUT_KEYS = ("num_ranks", "zero_stage")  # what DeepSpeed's files depend on
 
 
@@ -46,11 +47,14 @@ def build_loop(
     device = _join(job)
     policy = load_policy(job.model)
     engine = LearnerEngine(policy, job, device)
-    step = LearnerStep(job, engine, _reference(job, device))
+    critic = _critic(job, device)
+    step = LearnerStep(job, engine, _reference(job, device), critic)
     version = 0
     if resume:
         commit = checkpoint.newest(checkpoints)
         step.state = AlgorithmState(**engine.load(commit.learner_dir))
+        if critic is not None:
+            critic.load(commit.learner_dir / CRITIC)
         version = commit.version
     return LearnerLoop(
         job,
@@ -61,7 +65,7 @@ def build_loop(
         publisher=_publisher(job, engine, put, announce, call_workers, rendezvous),
         prober=_prober(job, engine),
         barrier=engine.barrier,
-        write_commit=_commit_writer(job, step, engine, checkpoints),
+        write_commit=_commit_writer(job, step, engine, critic, checkpoints),
         events=events,
     )
 
@@ -81,13 +85,19 @@ def _reference(job: JobConfig, device: torch.device) -> Policy | None:
     return load_policy(job.model).to(device).eval().requires_grad_(False)
 
 
+def _critic(job: JobConfig, device: torch.device) -> LearnerEngine | None:
+    if not job.algorithm.has_critic:
+        return None
+    return LearnerEngine(load_critic(job.model, job.algorithm.critic.path), job, device)
+
+
 def _prober(job: JobConfig, engine: LearnerEngine) -> Prober | None:
     if not job.weights.probe:
         return None
     context = job.data.max_prompt_tokens + job.rollout.max_new_tokens
     return Prober(
         engine,
-        vocabulary=int(engine.policy.hf.config.get_text_config().vocab_size),
+        vocabulary=int(engine.model.hf.config.get_text_config().vocab_size),
         max_tokens=context - 1,  # an engine also samples one token
         seed=job.seed,
     )
@@ -118,7 +128,11 @@ def _publisher(
 
 
 def _commit_writer(
-    job: JobConfig, step: LearnerStep, engine: LearnerEngine, root: Path
+    job: JobConfig,
+    step: LearnerStep,
+    engine: LearnerEngine,
+    critic: LearnerEngine | None,
+    root: Path,
 ) -> WriteCommit:
     def write(version: int, replay: Mapping[str, Any]) -> Path:
         """Every rank calls it: gathering and DeepSpeed's own files are collective."""
@@ -127,6 +141,8 @@ def _commit_writer(
             checkpoint.begin(root, version)
         engine.barrier()
         engine.save(directory / "learner", asdict(step.state))
+        if critic is not None:
+            critic.save(directory / "learner" / CRITIC, {})
         weights: dict[str, torch.Tensor] = {}
         for bucket in full_parameters(engine, job.weights.bucket_mib * MIB):
             weights.update(bucket)
@@ -149,5 +165,5 @@ def _save_model(
     job: JobConfig, engine: LearnerEngine, weights: dict[str, torch.Tensor], target: Path
 ) -> None:
     """Hugging Face format: safetensors, config and tokenizer."""
-    engine.policy.hf.save_pretrained(target, state_dict=weights)
+    engine.model.hf.save_pretrained(target, state_dict=weights)
     load_tokenizer(job.model).save_pretrained(target)

@@ -6,19 +6,36 @@ of tokens is computed by each rank for its own answers; what it needs of the oth
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from learner.algorithms.advantages import AllSum, grpo, reinforce, reinforce_plus_plus, rloo
+from learner.algorithms.advantages import (
+    AllSum,
+    gae,
+    grpo,
+    n_step,
+    reinforce,
+    reinforce_plus_plus,
+    rloo,
+    whiten,
+)
 from learner.algorithms.kl import kl_estimate
 from learner.algorithms.shaping import overlong_penalty
 from learner.minibatch import Microbatch
 from learner.state import AlgorithmState
 from learner.tensors import Sample
-from slipstream.config.algorithm import AdvantageConfig, AlgorithmConfig
+from slipstream.config.algorithm import (
+    AlgorithmConfig,
+    GaeAdvantage,
+    GrpoAdvantage,
+    NStepAdvantage,
+    ReinforceAdvantage,
+    ReinforcePlusPlusAdvantage,
+    RlooAdvantage,
+)
 from slipstream.config.job import JobConfig
 
 
@@ -51,8 +68,9 @@ def assign_advantages(
 ) -> None:
     """Fill in `advantages_BT` of this rank's microbatches. Every rank calls it."""
     penalties = [_kl_penalty(algorithm, state, entry) for entry in entries]
-    if algorithm.advantage.kind == "reinforce_plus_plus":
-        _assign_by_token(algorithm.advantage, scores, entries, penalties, all_sum)
+    config = algorithm.advantage
+    if isinstance(config, ReinforcePlusPlusAdvantage | GaeAdvantage | NStepAdvantage):
+        _assign_by_token(config, scores, entries, penalties, all_sum)
         return
     if _in_reward(algorithm):
         total_B = torch.zeros_like(scores.scores_B)  # what KL takes off each rollout
@@ -61,13 +79,17 @@ def assign_advantages(
         device = entries[0].tensors.mask_BT.device
         total_B = all_sum(total_B.to(device)).cpu()
         scores = replace(scores, scores_B=scores.scores_B + total_B)
-    advantages_B = _of_rollouts(algorithm.advantage, scores, state.average_score)
+    advantages_B = _of_rollouts(config, scores, state.average_score)
     for entry in entries:
         mask_BT = entry.tensors.mask_BT
         entry.advantages_BT = advantages_B[entry.index_B].to(mask_BT)[:, None] * mask_BT
 
 
-def _of_rollouts(config: AdvantageConfig, scores: Scores, average_score: float | None) -> Tensor:
+def _of_rollouts(
+    config: GrpoAdvantage | RlooAdvantage | ReinforceAdvantage,
+    scores: Scores,
+    average_score: float | None,
+) -> Tensor:
     """(B,) of all rollouts of the batch."""
     scores_B, group_B = scores.scores_B, scores.group_B
     match config.kind:
@@ -85,31 +107,53 @@ def _of_rollouts(config: AdvantageConfig, scores: Scores, average_score: float |
                 lengths_B=scores.lengths_B,
                 group_B=group_B,
             )
-        case "reinforce_plus_plus":
-            raise AssertionError("one number a token")
 
 
 def _assign_by_token(
-    config: AdvantageConfig,
+    config: ReinforcePlusPlusAdvantage | GaeAdvantage | NStepAdvantage,
     scores: Scores,
     entries: Sequence[Microbatch],
     penalties: Sequence[Tensor],
     all_sum: AllSum,
 ) -> None:
     """This rank's answers in one tensor, because what is whitened is the whole batch."""
-    assert config.kind == "reinforce_plus_plus"
     scores_B = scores.scores_B
-    if config.baseline == "group_mean":
+    if config.kind == "reinforce_plus_plus" and config.baseline == "group_mean":
         scores_B = grpo(scores_B, scores.group_B, scale="none")
     mask_BT = _stacked([entry.tensors.mask_BT for entry in entries])
     index_B = torch.cat([entry.index_B for entry in entries])
     rewards_BT = _stacked(penalties) + _on_last_token(scores_B[index_B].to(mask_BT), mask_BT)
-    advantages_BT = reinforce_plus_plus(rewards_BT, mask_BT, config.gamma, all_sum=all_sum)
-    start = 0
+    if config.kind == "reinforce_plus_plus":
+        advantages_BT = reinforce_plus_plus(rewards_BT, mask_BT, config.gamma, all_sum=all_sum)
+    else:
+        values_BT, bootstrap_B = _values(entries)
+        if config.kind == "gae":
+            advantages_BT, returns_BT = gae(
+                rewards_BT, values_BT, mask_BT, config.gamma, config.lam, bootstrap_B=bootstrap_B
+            )
+        else:
+            advantages_BT = n_step(
+                rewards_BT, values_BT, mask_BT, config.gamma, config.n, bootstrap_B=bootstrap_B
+            )
+            returns_BT = advantages_BT + values_BT * mask_BT
+        for entry, part_BT in zip(entries, _parted(returns_BT, entries), strict=True):
+            entry.returns_BT = part_BT
+        if config.whiten:
+            advantages_BT = whiten(advantages_BT, mask_BT, all_sum=all_sum)
+    for entry, part_BT in zip(entries, _parted(advantages_BT, entries), strict=True):
+        entry.advantages_BT = part_BT
+
+
+def _values(entries: Sequence[Microbatch]) -> tuple[Tensor, Tensor]:
+    """The critic's (B, T) before every token, and (B,) behind the last one: 0 where the answer
+    ended by itself."""
+    tokens, ends = [], []
     for entry in entries:
-        num_answers, num_tokens = entry.tensors.mask_BT.shape
-        entry.advantages_BT = advantages_BT[start : start + num_answers, :num_tokens]
-        start += num_answers
+        assert entry.old_values_BU is not None
+        tokens.append(entry.old_values_BU[:, :-1] * entry.tensors.mask_BT)
+        last_B1 = entry.tensors.mask_BT.sum(-1, keepdim=True).long()
+        ends.append(entry.old_values_BU.gather(-1, last_B1)[:, 0] * entry.tensors.was_cut_B)
+    return _stacked(tokens), torch.cat(ends)
 
 
 def _kl_penalty(algorithm: AlgorithmConfig, state: AlgorithmState, entry: Microbatch) -> Tensor:
@@ -140,3 +184,12 @@ def _stacked(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat(
         [torch.nn.functional.pad(part, (0, longest - part.shape[-1])) for part in parts]
     )
+
+
+def _parted(whole_BT: Tensor, entries: Sequence[Microbatch]) -> Iterator[Tensor]:
+    """What `_stacked` put together, in the shapes of `entries`."""
+    start = 0
+    for entry in entries:
+        num_answers, num_tokens = entry.tensors.mask_BT.shape
+        yield whole_BT[start : start + num_answers, :num_tokens]
+        start += num_answers

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from learner.policy import Policy, Rows, recompute_activations
+from learner.policy import Critic, Policy, recompute_activations
 from slipstream.config.job import JobConfig, LearnerConfig
 
 ADAM_EPS = 1e-8
@@ -36,9 +36,10 @@ def import_deepspeed() -> None:
 
 
 class LearnerEngine:
-    """One rank's model and optimizer. The process group exists before it is made."""
+    """One rank's model, policy or critic, and its optimizer. The process group exists before it
+    is made."""
 
-    def __init__(self, policy: Policy, job: JobConfig, device: torch.device) -> None:
+    def __init__(self, model: Policy | Critic, job: JobConfig, device: torch.device) -> None:
         import_deepspeed()
         import deepspeed
 
@@ -47,9 +48,9 @@ class LearnerEngine:
         self.num_ranks = dist.get_world_size()
         self.rank = dist.get_rank()
         if job.learner.gradient_checkpointing:
-            recompute_activations(policy)
+            recompute_activations(model)
         optimizer = torch.optim.AdamW(
-            policy.parameters(),
+            model.parameters(),
             lr=job.learner.learning_rate,
             betas=job.learner.betas,
             eps=ADAM_EPS,
@@ -57,26 +58,19 @@ class LearnerEngine:
             fused=True,
         )
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=policy,
+            model=model,
             optimizer=optimizer,
             config=_deepspeed_config(job),
             dist_init_required=False,
         )
 
     @property
-    def policy(self) -> Policy:
-        return self._engine.module  # type: ignore[no-any-return]
+    def model(self) -> Any:
+        return self._engine.module
 
-    def forward(
-        self,
-        rows: Rows,
-        targets_BT: Tensor,
-        mask_BT: Tensor,
-        temperature: float,
-    ) -> tuple[Tensor, Tensor]:
-        """(log-probs, entropies) of `Policy.forward`, gathered as ZeRO needs it."""
-        logprobs_BT, entropies_BT = self._engine(rows, targets_BT, mask_BT, temperature)
-        return logprobs_BT, entropies_BT
+    def forward(self, *inputs: Any) -> Any:
+        """The model's own `forward`, its parameters gathered as ZeRO needs it."""
+        return self._engine(*inputs)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add the gradient of `loss`, whose denominator is global. `last`: the optimizer
@@ -99,7 +93,7 @@ class LearnerEngine:
         return norm if norm >= 0 else math.nan
 
     def _whole_norm(self) -> float:
-        gradients = [p.grad for p in self.policy.parameters() if p.grad is not None]
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         return float(torch.nn.utils.get_total_norm(gradients))
 
     def all_sum(self, values: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from slipstream.records import FinishReason
 
 @dataclass(slots=True)
 class Microbatch:
-    """One forward and backward of this rank. The last three are (B, T), filled in ahead of the
-    first update where they are needed."""
+    """One forward and backward of this rank. What may be None is filled in ahead of the first
+    update, where it is needed."""
 
     tensors: SampleTensors
     index_B: Tensor  # int64, of its answers among the batch's samples
@@ -25,6 +25,8 @@ class Microbatch:
     old_logprobs_BT: Tensor | None = None
     reference_logprobs_BT: Tensor | None = None
     advantages_BT: Tensor | None = None
+    old_values_BU: Tensor | None = None  # of the critic; U as in `SampleTensors`
+    returns_BT: Tensor | None = None  # what its values are trained towards
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +57,7 @@ def cut(
             if sample.group in groups and _trains(job, sample)
         ]
         chosen = [samples[place] for place in index]
-        rows = rows_of(chosen, width)
+        rows = rows_of(chosen, width, with_ends=job.algorithm.has_critic)
         of_ranks = microbatches(
             [row.num_tokens for row in rows],
             max_tokens=job.learner.max_tokens_per_microbatch,
@@ -64,7 +66,7 @@ def cut(
         parts.append(
             Minibatch(
                 microbatches=[
-                    _microbatch([rows[place] for place in part], chosen, index, device)
+                    _microbatch(job, [rows[place] for place in part], chosen, index, device)
                     for part in of_ranks[rank]
                 ],
                 num_tokens=sum(sample.rollout.num_tokens for sample in chosen),
@@ -80,12 +82,16 @@ def _trains(job: JobConfig, sample: Sample) -> bool:
 
 
 def _microbatch(
-    rows: list[Row], chosen: list[Sample], index: list[int], device: torch.device
+    job: JobConfig,
+    rows: list[Row],
+    chosen: list[Sample],
+    index: list[int],
+    device: torch.device,
 ) -> Microbatch:
     # The answer of an empty microbatch, all masked, stands for any sample.
     answers = [index[place] for row in rows for place in row.indices] or [0]
     return Microbatch(
-        to_tensors(rows, chosen, device),
+        to_tensors(rows, chosen, device, with_ends=job.algorithm.has_critic),
         index_B=torch.tensor(answers),
         num_input_tokens=sum(row.num_tokens for row in rows),
     )

@@ -13,7 +13,7 @@ from learner.algorithms.corrections import (
     truncated_weights,
 )
 from learner.algorithms.kl import kl_estimate
-from learner.algorithms.losses import LossAndMetrics, aggregate
+from learner.algorithms.losses import LossAndMetrics, aggregate, value_loss
 from learner.minibatch import Microbatch
 from learner.state import AlgorithmState
 from slipstream.config.algorithm import AlgorithmConfig, CorrectionConfig, LossConfig, MaskConfig
@@ -63,6 +63,16 @@ def loss_of(
         "input_tokens": mask_BT.new_tensor(entry.num_input_tokens),
         "padded_tokens": mask_BT.new_tensor(tensors.rows.inputs_RS.numel()),
     }
+
+
+def critic_loss_of(
+    clip: float | None, entry: Microbatch, values_BU: Tensor, *, num_tokens: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The microbatch's share of the critic's loss, the mean over all trained tokens."""
+    assert entry.old_values_BU is not None and entry.returns_BT is not None
+    mask_BT, old_BT = entry.tensors.mask_BT, entry.old_values_BU[:, :-1]
+    loss_BT, metrics = value_loss(values_BU[:, :-1], old_BT, entry.returns_BT, mask_BT, clip=clip)
+    return aggregate(loss_BT, mask_BT, "token_mean", denominator=max(1, num_tokens)), metrics
 
 
 def policy_loss(

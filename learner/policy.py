@@ -41,6 +41,8 @@ class Rows:
     inputs_RS: Tensor  # int64
     trained_RS: Tensor  # bool, where a position predicts a token of an answer
     layout: SharedPrompts | None  # None: every row is one sequence
+    # bool, the same and the position behind each answer, where it is there for a critic
+    valued_RS: Tensor | None = None
 
 
 class LogProbHead(nn.Module):
@@ -76,18 +78,8 @@ class Policy(nn.Module):
         mask_BT: Tensor,
         temperature: float,
     ) -> tuple[Tensor, Tensor]:
-        """(log-probs, entropies) of B answers of T tokens, float32, 0 where `mask_BT` is 0.
-
-        Without a layout every row is one right-padded sequence, which needs no attention mask: no
-        real token attends to what follows it.
-        """
-        how = {}
-        if rows.layout is not None:
-            how["attention_mask"] = rows.layout.attention_mask()
-            how["position_ids"] = rows.layout.positions_RS
-        hidden_RSH = self.hf.base_model(
-            input_ids=rows.inputs_RS, use_cache=False, **how
-        ).last_hidden_state
+        """(log-probs, entropies) of B answers of T tokens, float32, 0 where `mask_BT` is 0."""
+        hidden_RSH = _hidden_states(self.hf.base_model, rows)
         trained_BT = mask_BT > 0
         logprobs_N, entropies_N = self.hf.lm_head(
             hidden_RSH[rows.trained_RS], targets_BT[trained_BT], temperature
@@ -97,6 +89,37 @@ class Policy(nn.Module):
             blank_BT.masked_scatter(trained_BT, logprobs_N),
             blank_BT.masked_scatter(trained_BT, entropies_N),
         )
+
+
+class Critic(nn.Module):
+    """A model that gives every position of an answer its value; 0 everywhere at first."""
+
+    def __init__(self, trunk: Any) -> None:
+        super().__init__()
+        self.hf = trunk
+        hidden_size = trunk.config.get_text_config().hidden_size
+        self.head = nn.Linear(hidden_size, 1, bias=False, dtype=trunk.dtype)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, rows: Rows, mask_BU: Tensor) -> Tensor:
+        """(B, U) float32, 0 where `mask_BU` is 0. Entry t is the value before token t; the one
+        behind the last token is that of going on, so U is T + 1."""
+        assert rows.valued_RS is not None
+        values_N = self.head(_hidden_states(self.hf, rows)[rows.valued_RS])[:, 0]
+        dtype = torch.promote_types(values_N.dtype, torch.float32)
+        blank_BU = torch.zeros(mask_BU.shape, dtype=dtype, device=mask_BU.device)
+        return blank_BU.masked_scatter(mask_BU > 0, values_N.to(dtype))
+
+
+def _hidden_states(trunk: Any, rows: Rows) -> Tensor:
+    """(R, S, H). Without a layout every row is one right-padded sequence, which needs no attention
+    mask: no real token attends to what follows it."""
+    how = {}
+    if rows.layout is not None:
+        how["attention_mask"] = rows.layout.attention_mask()
+        how["position_ids"] = rows.layout.positions_RS
+    hidden_RSH: Tensor = trunk(input_ids=rows.inputs_RS, use_cache=False, **how).last_hidden_state
+    return hidden_RSH
 
 
 def sharing_width(policy: Policy) -> int:
@@ -117,11 +140,11 @@ def sharing_width(policy: Policy) -> int:
     return int(config.hidden_size) if can_share else 0
 
 
-def recompute_activations(policy: Policy) -> None:
+def recompute_activations(model: Policy | Critic) -> None:
     """Trade time for memory. transformers does it in training mode only, so dropout goes too."""
-    policy.hf.gradient_checkpointing_enable({"use_reentrant": False})
-    policy.train()
-    for module in policy.modules():
+    model.hf.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         if hasattr(module, "attention_dropout"):
@@ -132,12 +155,23 @@ def load_policy(config: ModelConfig) -> Policy:
     """The model of the job file, in its dtype."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
-        config.path,
-        revision=config.revision,
+    return Policy(_load(AutoModelForCausalLM, config.path, config))
+
+
+def load_critic(config: ModelConfig, path: str | None) -> Critic:
+    """A critic whose trunk starts from `path`, or from the model of the job file."""
+    from transformers import AutoModel
+
+    return Critic(_load(AutoModel, path or config.path, config))
+
+
+def _load(kind: Any, path: str, config: ModelConfig) -> Any:
+    model = kind.from_pretrained(
+        path,
+        revision=config.revision if path == config.path else None,
         trust_remote_code=config.trust_remote_code,
         dtype=getattr(torch, config.dtype),
         attn_implementation="sdpa",
     )
     model.config.use_cache = False
-    return Policy(model)
+    return model

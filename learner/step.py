@@ -20,11 +20,11 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
-from learner.algorithms.losses import denominator_of
+from learner.algorithms.losses import LossAndMetrics, denominator_of
 from learner.credit import assign_advantages, scores_of
 from learner.engine import LearnerEngine, learning_rate_at
 from learner.minibatch import Microbatch, Minibatch, cut
-from learner.objective import loss_of
+from learner.objective import critic_loss_of, loss_of
 from learner.policy import Policy, Rows, sharing_width
 from learner.state import AlgorithmState
 from learner.tensors import samples_of
@@ -40,15 +40,23 @@ class NotFinite(SlipstreamError):
 
 
 class LearnerStep:
-    """Applies the job's algorithm. `reference` is the frozen model of the KL term, if any."""
+    """Applies the job's algorithm. `reference` is the frozen model of the KL term, if any, and
+    `critic` the engine of the model that values answers, if the advantage needs one."""
 
-    def __init__(self, job: JobConfig, engine: LearnerEngine, reference: Policy | None) -> None:
+    def __init__(
+        self,
+        job: JobConfig,
+        engine: LearnerEngine,
+        reference: Policy | None,
+        critic: LearnerEngine | None = None,
+    ) -> None:
         self.state = AlgorithmState.of(job.algorithm)
         self._job = job
         self._algorithm = job.algorithm
         self._engine = engine
         self._reference = reference
-        self._width = sharing_width(engine.policy)
+        self._critic = critic
+        self._width = sharing_width(engine.model)
 
     def run(self, batch: Batch) -> dict[str, float]:
         """Train on `batch`; returns metrics that are the same on every rank."""
@@ -66,7 +74,7 @@ class LearnerStep:
         self._compute_ahead(entries)
         assign_advantages(self._algorithm, self.state, scores, entries, engine.all_sum)
         rate = learning_rate_at(batch.version, self._job.learner)
-        summary = _summary(list(self._updates(parts, rate)))
+        summary = _summary(list(self._updates(parts, *self._rates(batch.version, rate))))
         self.state.update(
             self._algorithm,
             scores_B=scores.scores_B,
@@ -78,8 +86,8 @@ class LearnerStep:
 
     @torch.no_grad()
     def _compute_ahead(self, entries: Iterable[Microbatch]) -> None:
-        """pi_old's log-probs where pi moves away from it or where rewards depend on them, and the
-        reference's."""
+        """pi_old's log-probs where pi moves away from it or where rewards depend on them, the
+        reference's, and the critic's values."""
         algorithm = self._algorithm
         several_updates = algorithm.epochs * algorithm.minibatches > 1
         in_reward = self._reference is not None and algorithm.kl.place == "reward"
@@ -90,6 +98,8 @@ class LearnerStep:
                 entry.old_logprobs_BT, _ = self._forward(entry)
             if self._reference is not None:
                 entry.reference_logprobs_BT, _ = self._forward(entry, self._reference)
+            if self._critic is not None:
+                entry.old_values_BU = self._values(self._critic, entry)
 
     def _forward(self, entry: Microbatch, model: Forward | None = None) -> tuple[Tensor, Tensor]:
         """(log-probs, entropies) of the policy, or of another model."""
@@ -98,27 +108,43 @@ class LearnerStep:
             tensors.rows, tensors.targets_BT, tensors.mask_BT, self._job.rollout.temperature
         )
 
-    def _updates(self, parts: list[Minibatch], rate: float) -> Iterator[Counter[str]]:
+    def _values(self, critic: LearnerEngine, entry: Microbatch) -> Tensor:
+        values_BU: Tensor = critic.forward(entry.tensors.rows, entry.tensors.mask_BU)
+        return values_BU
+
+    def _rates(self, version: int, rate: float) -> tuple[float, float]:
+        """The policy's learning rate, 0 while only the critic learns, and the critic's."""
+        if self._critic is None:
+            return rate, 0.0
+        config = self._algorithm.critic
+        critic_rate = rate * config.learning_rate / self._job.learner.learning_rate
+        return (rate if version >= config.warmup_steps else 0.0), critic_rate
+
+    def _updates(
+        self, parts: list[Minibatch], rate: float, critic_rate: float
+    ) -> Iterator[Counter[str]]:
         """The sums of every optimizer step, until KL to pi_old is above `max_kl`."""
         max_kl = self._algorithm.max_kl
         for _ in range(self._algorithm.epochs):
             for part in parts:
-                totals = self._optimizer_step(part, rate)
+                totals = self._update_policy(part, rate)
+                if self._critic is not None:
+                    totals.update(self._update_critic(self._critic, part, critic_rate))
                 yield totals
                 if max_kl is not None and totals["kl_old"] > max_kl * totals["num_tokens"]:
                     return
 
-    def _optimizer_step(self, part: Minibatch, rate: float) -> Counter[str]:
+    def _update_policy(self, part: Minibatch, rate: float) -> Counter[str]:
         denominator = denominator_of(
             self._algorithm.aggregate,
             num_tokens=part.num_tokens,
             num_rollouts=part.num_rollouts,
             max_tokens=self._job.rollout.max_new_tokens,
         )
-        sums: dict[str, Tensor] = {}
-        for place, entry in enumerate(part.microbatches, start=1):
+
+        def loss(entry: Microbatch) -> LossAndMetrics:
             logprobs_BT, entropies_BT = self._forward(entry)
-            loss, metrics = loss_of(
+            return loss_of(
                 self._algorithm,
                 self.state,
                 entry,
@@ -126,15 +152,39 @@ class LearnerStep:
                 entropies_BT,
                 denominator=max(1.0, denominator),
             )
-            self._engine.backward(loss, last=place == len(part.microbatches))
-            for name, value in metrics.items():
-                sums[name] = sums.get(name, torch.zeros((), device=loss.device)) + value
-        norm = self._engine.step(rate)
-        if not math.isfinite(norm):
-            raise NotFinite(f"the gradient norm is {norm}; lower learner.learning_rate?")
-        names = sorted(sums)
-        totals = self._engine.all_sum(torch.stack([sums[name] for name in names])).tolist()
-        return Counter({**dict(zip(names, totals, strict=True)), "grad_norm": norm})
+
+        return _descend(self._engine, part, loss, rate)
+
+    def _update_critic(self, critic: LearnerEngine, part: Minibatch, rate: float) -> Counter[str]:
+        def loss(entry: Microbatch) -> LossAndMetrics:
+            values_BU = self._values(critic, entry)
+            clip = self._algorithm.critic.clip
+            return critic_loss_of(clip, entry, values_BU, num_tokens=part.num_tokens)
+
+        totals = _descend(critic, part, loss, rate)
+        totals["value_grad_norm"] = totals.pop("grad_norm")
+        return totals
+
+
+def _descend(
+    engine: LearnerEngine,
+    part: Minibatch,
+    loss_of_entry: Callable[[Microbatch], LossAndMetrics],
+    rate: float,
+) -> Counter[str]:
+    """One optimizer step; the metrics' sums over all ranks, and the gradient's norm."""
+    sums: dict[str, Tensor] = {}
+    for place, entry in enumerate(part.microbatches, start=1):
+        loss, metrics = loss_of_entry(entry)
+        engine.backward(loss, last=place == len(part.microbatches))
+        for name, value in metrics.items():
+            sums[name] = sums.get(name, torch.zeros((), device=loss.device)) + value
+    norm = engine.step(rate)
+    if not math.isfinite(norm):
+        raise NotFinite(f"the gradient norm is {norm}; lower learner.learning_rate?")
+    names = sorted(sums)
+    totals = engine.all_sum(torch.stack([sums[name] for name in names])).tolist()
+    return Counter({**dict(zip(names, totals, strict=True)), "grad_norm": norm})
 
 
 def _summary(updates: list[Counter[str]]) -> dict[str, float]:
@@ -148,7 +198,11 @@ def _summary(updates: list[Counter[str]]) -> dict[str, float]:
     return {
         "num_updates": num_updates,
         "loss": values.pop("loss") / num_updates,
-        "grad_norm": values.pop("grad_norm") / num_updates,
+        **{
+            name: values.pop(name) / num_updates
+            for name in ("grad_norm", "value_grad_norm")
+            if name in values
+        },
         "padding_share": 1.0 - inputs / padded,
         **{name: value / num_tokens for name, value in values.items()},
     }

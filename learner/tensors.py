@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from learner.policy import PADDING, PREFIX, Rows, SharedPrompts
-from slipstream.records import Batch, Rollout, TokenIds
+from slipstream.records import Batch, FinishReason, Rollout, TokenIds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +45,8 @@ class SampleTensors:
 
     rows: Rows
     targets_BT: Tensor  # int64, the answers' tokens; 0 where masked
+    mask_BU: Tensor  # float32, 1 on tokens of the answers and once behind each; U is T + 1
+    was_cut_B: Tensor  # bool, by length: the answer did not end by itself
     mask_BT: Tensor  # float32, 1 on tokens of the answers
     behaviour_logprobs_BT: Tensor  # float32, 0 where masked
 
@@ -58,8 +60,10 @@ def samples_of(batch: Batch) -> list[Sample]:
     ]
 
 
-def rows_of(samples: Sequence[Sample], hidden_size: int) -> list[Row]:
+def rows_of(samples: Sequence[Sample], hidden_size: int, *, with_ends: bool = False) -> list[Row]:
     """The rows that are cheapest to compute, in the order of the samples.
+
+    `with_ends`: each answer's last token is an input too, for what a critic says behind it.
 
     A layer of width H costs a row of T positions about T (12 H + T) in matrix products and
     attention. Answers of one group share a row where that is less than a row each: with long
@@ -73,7 +77,7 @@ def rows_of(samples: Sequence[Sample], hidden_size: int) -> list[Row]:
     for _, members in groupby(range(len(samples)), key=lambda index: samples[index].group):
         group = list(members)
         prefix = len(samples[group[0]].prompt_token_ids) - 1
-        answers = [samples[index].rollout.num_tokens for index in group]
+        answers = [samples[index].rollout.num_tokens + with_ends for index in group]
         apart = [prefix + num_tokens for num_tokens in answers]
         together = prefix + sum(answers)
         if hidden_size and len(group) > 1 and cost(together) < sum(map(cost, apart)):
@@ -87,8 +91,10 @@ def to_tensors(
     rows: Sequence[Row],
     samples: Sequence[Sample],
     device: torch.device,
+    *,
+    with_ends: bool = False,
 ) -> SampleTensors:
-    """Right-pad `rows` and their answers.
+    """Right-pad `rows`, as `rows_of` made them, and their answers.
 
     No rows at all make one that trains nothing, so that every rank has a forward and a backward to
     run.
@@ -98,21 +104,30 @@ def to_tensors(
     shape_BT = max(1, len(answers)), longest
     targets = np.zeros(shape_BT, np.int64)
     mask, logprobs = np.zeros(shape_BT, np.float32), np.zeros(shape_BT, np.float32)
+    mask_BU = np.zeros((shape_BT[0], longest + 1), np.float32)
+    was_cut = np.zeros(shape_BT[0], np.bool_)
     for place, index in enumerate(answers):
         rollout = samples[index].rollout
         part = place, slice(rollout.num_tokens)
         targets[part], mask[part], logprobs[part] = rollout.token_ids, 1.0, rollout.logprobs
+        mask_BU[place, : rollout.num_tokens + 1] = 1.0
+        was_cut[place] = rollout.finish_reason is FinishReason.LENGTH
     return SampleTensors(
-        rows=_to_rows(rows, samples, device),
+        rows=_to_rows(rows, samples, device, with_ends=with_ends),
         targets_BT=torch.from_numpy(targets).to(device),
         mask_BT=torch.from_numpy(mask).to(device),
+        mask_BU=torch.from_numpy(mask_BU).to(device),
+        was_cut_B=torch.from_numpy(was_cut).to(device),
         behaviour_logprobs_BT=torch.from_numpy(logprobs).to(device),
     )
 
 
-def _to_rows(rows: Sequence[Row], samples: Sequence[Sample], device: torch.device) -> Rows:
+def _to_rows(
+    rows: Sequence[Row], samples: Sequence[Sample], device: torch.device, *, with_ends: bool
+) -> Rows:
     shape_RS = max(1, len(rows)), max([1, *(row.num_tokens for row in rows)])
-    inputs, trained = np.zeros(shape_RS, np.int64), np.zeros(shape_RS, np.bool_)
+    inputs = np.zeros(shape_RS, np.int64)
+    trained, valued = np.zeros(shape_RS, np.bool_), np.zeros(shape_RS, np.bool_)
     segments, positions = np.full(shape_RS, PADDING, np.int64), np.zeros(shape_RS, np.int64)
     for place, row in enumerate(rows):
         prompt = samples[row.indices[0]].prompt_token_ids
@@ -122,13 +137,20 @@ def _to_rows(rows: Sequence[Row], samples: Sequence[Sample], device: torch.devic
         start = prefix
         for segment, index in enumerate(row.indices, start=PREFIX + 1):
             answer = samples[index].rollout
-            part = place, slice(start, start := start + answer.num_tokens)
-            inputs[part] = np.concatenate([prompt[-1:], answer.token_ids[:-1]])
-            trained[part], segments[part] = True, segment
-            positions[part] = np.arange(prefix, prefix + answer.num_tokens)
+            size = answer.num_tokens + with_ends
+            trained[place, start : start + answer.num_tokens] = True
+            part = place, slice(start, start := start + size)
+            inputs[part] = np.concatenate([prompt[-1:], answer.token_ids])[:size]
+            valued[part], segments[part] = True, segment
+            positions[part] = np.arange(prefix, prefix + size)
     layout = None
     if any(len(row.indices) > 1 for row in rows):
         layout = SharedPrompts(
             torch.from_numpy(segments).to(device), torch.from_numpy(positions).to(device)
         )
-    return Rows(torch.from_numpy(inputs).to(device), torch.from_numpy(trained).to(device), layout)
+    return Rows(
+        torch.from_numpy(inputs).to(device),
+        torch.from_numpy(trained).to(device),
+        layout,
+        valued_RS=torch.from_numpy(valued).to(device) if with_ends else None,
+    )

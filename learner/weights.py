@@ -41,7 +41,7 @@ def full_parameters(
 
 def named_parameters(engine: LearnerEngine) -> list[tuple[str, Any]]:
     """(name, parameter) in the order in which they are sent; tied ones under each name."""
-    return list(engine.policy.hf.named_parameters(remove_duplicate=False))
+    return list(engine.model.hf.named_parameters(remove_duplicate=False))
 
 
 def _buckets(named: list[tuple[str, Any]], bucket_bytes: int) -> Iterator[list[tuple[str, Any]]]:

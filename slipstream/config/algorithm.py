@@ -12,6 +12,7 @@ from pydantic import Field
 
 from slipstream.config.section import (
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     Section,
@@ -57,8 +58,31 @@ class ReinforcePlusPlusAdvantage(Section):
     baseline: Literal["none", "group_mean"] = "none"  # taken from the scores before
 
 
+class GaeAdvantage(Section):
+    """Generalized advantage estimation, with a critic. arXiv 1506.02438."""
+
+    kind: Literal["gae"]
+    gamma: Share = 1.0
+    lam: Share = 0.95
+    whiten: bool = True  # over the tokens of the whole batch
+
+
+class NStepAdvantage(Section):
+    """The next n rewards and the value behind them, with a critic. A3C, arXiv 1602.01783."""
+
+    kind: Literal["n_step"]
+    gamma: Share = 1.0
+    n: PositiveInt = 4
+    whiten: bool = True  # over the tokens of the whole batch
+
+
 AdvantageConfig = Annotated[
-    GrpoAdvantage | RlooAdvantage | ReinforceAdvantage | ReinforcePlusPlusAdvantage,
+    GrpoAdvantage
+    | RlooAdvantage
+    | ReinforceAdvantage
+    | ReinforcePlusPlusAdvantage
+    | GaeAdvantage
+    | NStepAdvantage,
     Field(discriminator="kind"),
 ]
 
@@ -200,6 +224,16 @@ class OverlongConfig(Section):
     filter: bool = False  # what was cut by length does not train
 
 
+class CriticConfig(Section):
+    """A model of its own that says what an unfinished answer is worth. Only `gae` and `n_step`
+    have one."""
+
+    path: str | None = None  # what its trunk starts from; default: model.path
+    learning_rate: PositiveFloat = 1e-5  # follows learner.schedule
+    warmup_steps: NonNegativeInt = 0  # in which the policy does not move
+    clip: PositiveFloat | None = 0.2  # of a value's change in one learner step
+
+
 class AlgorithmConfig(Section):
     advantage: AdvantageConfig = GrpoAdvantage()
     loss: LossConfig = PpoClipLoss()
@@ -210,6 +244,11 @@ class AlgorithmConfig(Section):
     kl: KlConfig = KlConfig()
     entropy: EntropyConfig = EntropyConfig()
     overlong: OverlongConfig = OverlongConfig()
+    critic: CriticConfig = CriticConfig()
     epochs: PositiveInt = 1  # passes over a batch
     minibatches: PositiveInt = 1  # optimizer steps in one pass
     max_kl: PositiveFloat | None = None  # KL to pi_old that ends the passes over a batch
+
+    @property
+    def has_critic(self) -> bool:
+        return self.advantage.kind in ("gae", "n_step")
