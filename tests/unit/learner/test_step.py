@@ -123,7 +123,9 @@ def train(
         for version in range(num_steps):
             metrics = step.run(batch or make_batch(version, num_groups=6))
         weights = [
-            p.detach() for model in (policy, *critics[rank : rank + 1]) for p in model.parameters()
+            p.detach()
+            for trained in (policy, *critics[rank : rank + 1])
+            for p in trained.parameters()
         ]
         found[rank] = weights, metrics, step, engine
 
@@ -258,14 +260,14 @@ def test_answers_cut_by_length_do_not_train_where_they_are_filtered(model: Path)
 
 def test_a_critic_learns_what_answers_are_worth_before_the_policy_moves(model: Path) -> None:
     batch = make_batch(0, num_groups=6)
-    critic = {"learning_rate": 1.0, "warmup_steps": 30, "clip": None}
+    critic = {"learning_rate": 0.1, "warmup_steps": 30, "clip": None}
     job = job_of(model, advantage={"kind": "gae", "lam": 1.0}, critic=critic)
     weights, metrics, *_ = train(job, batch=batch, num_steps=30)
     start = [p.detach() for p in load_policy(job.model).double().parameters()]
     for mine, other in zip(weights, start, strict=False):
         assert torch.equal(mine, other)
     _, first, *_ = train(job, batch=batch, num_steps=1)
-    assert metrics["value_error"] < 0.7 * first["value_error"]
+    assert metrics["value_error"] < 0.2 * first["value_error"]
 
 
 def test_an_entropy_bonus_raises_entropy_and_is_steered(model: Path) -> None:
