@@ -26,8 +26,8 @@ def truncated_weights(
 ) -> Tensor:
     """min(pi_old / mu, cap) per token, or of the whole answer's product, (B, T).
 
-    `cap` is a number, or one a token (see `cap_by_lag`). Truncated importance sampling, arXiv
-    2508.03501.
+    `cap` is a number, or one a token (see `cap_by_lag`). Truncated importance sampling: Yao et
+    al. 2025, "On the rollout-training mismatch in modern RL systems".
     """
     log_ratio_BT = unmasked(log_ratio_BT.detach(), mask_BT)
     if level == "sequence":
