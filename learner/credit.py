@@ -6,6 +6,7 @@ of tokens is computed by each rank for its own answers; what it needs of the oth
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,6 +20,7 @@ from learner.algorithms.advantages import (
     n_step,
     reinforce,
     reinforce_plus_plus,
+    remax,
     rloo,
     whiten,
 )
@@ -34,6 +36,7 @@ from slipstream.config.algorithm import (
     NStepAdvantage,
     ReinforceAdvantage,
     ReinforcePlusPlusAdvantage,
+    RemaxAdvantage,
     RlooAdvantage,
 )
 from slipstream.config.job import JobConfig
@@ -46,6 +49,7 @@ class Scores:
     scores_B: Tensor
     group_B: Tensor
     lengths_B: Tensor
+    greedy_B: Tensor  # of the greedy answer to the same prompt, NaN where there is none
 
 
 def scores_of(job: JobConfig, samples: Sequence[Sample]) -> Scores:
@@ -56,7 +60,13 @@ def scores_of(job: JobConfig, samples: Sequence[Sample]) -> Scores:
     if overlong.buffer_tokens:
         limit, buffer = job.rollout.max_new_tokens, overlong.buffer_tokens
         scores_B = scores_B + overlong_penalty(lengths_B, limit, buffer, factor=overlong.penalty)
-    return Scores(scores_B, torch.tensor([sample.group for sample in samples]), lengths_B)
+    greedy = [sample.greedy_reward for sample in samples]
+    return Scores(
+        scores_B,
+        torch.tensor([sample.group for sample in samples]),
+        lengths_B,
+        torch.tensor([math.nan if reward is None else reward for reward in greedy]),
+    )
 
 
 def assign_advantages(
@@ -86,7 +96,7 @@ def assign_advantages(
 
 
 def _of_rollouts(
-    config: GrpoAdvantage | RlooAdvantage | ReinforceAdvantage,
+    config: GrpoAdvantage | RlooAdvantage | RemaxAdvantage | ReinforceAdvantage,
     scores: Scores,
     average_score: float | None,
 ) -> Tensor:
@@ -99,6 +109,8 @@ def _of_rollouts(
             )
         case "rloo":
             return rloo(scores_B, group_B)
+        case "remax":
+            return remax(scores_B, scores.greedy_B)
         case "reinforce":
             return reinforce(
                 scores_B,

@@ -25,6 +25,7 @@ class Sample:
     prompt_token_ids: TokenIds  # (P,)
     rollout: Rollout
     group: int
+    greedy_reward: float | None = None  # of another answer to the same prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +55,12 @@ class SampleTensors:
 def samples_of(batch: Batch) -> list[Sample]:
     """Every rollout of the batch, group by group."""
     return [
-        Sample(prompt_token_ids=entry.group.prompt_token_ids, rollout=rollout, group=index)
+        Sample(
+            prompt_token_ids=entry.group.prompt_token_ids,
+            rollout=rollout,
+            group=index,
+            greedy_reward=entry.group.greedy_reward,
+        )
         for index, entry in enumerate(batch.groups)
         for rollout in entry.group.rollouts
     ]

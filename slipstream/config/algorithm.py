@@ -39,6 +39,13 @@ class RlooAdvantage(Section):
     kind: Literal["rloo"]
 
 
+class RemaxAdvantage(Section):
+    """Score minus that of the greedy answer, which is generated beside each group. arXiv
+    2310.10505."""
+
+    kind: Literal["remax"]
+
+
 class ReinforceAdvantage(Section):
     """Score minus a baseline. Williams 1992; `optimal` is OPO's, arXiv 2505.23585."""
 
@@ -79,6 +86,7 @@ class NStepAdvantage(Section):
 AdvantageConfig = Annotated[
     GrpoAdvantage
     | RlooAdvantage
+    | RemaxAdvantage
     | ReinforceAdvantage
     | ReinforcePlusPlusAdvantage
     | GaeAdvantage
@@ -248,6 +256,10 @@ class AlgorithmConfig(Section):
     epochs: PositiveInt = 1  # passes over a batch
     minibatches: PositiveInt = 1  # optimizer steps in one pass
     max_kl: PositiveFloat | None = None  # KL to pi_old that ends the passes over a batch
+
+    @property
+    def needs_greedy(self) -> bool:
+        return self.advantage.kind == "remax"
 
     @property
     def has_critic(self) -> bool:

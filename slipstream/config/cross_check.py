@@ -109,11 +109,12 @@ def _algorithm(job: JobConfig) -> Iterator[Finding]:
 
 def _batches(job: JobConfig) -> Iterator[Finding]:
     rollout, learner, algorithm = job.rollout, job.learner, job.algorithm
-    if rollout.num_slots < rollout.group_size:
+    num_answers = rollout.group_size + algorithm.needs_greedy
+    if rollout.num_slots < num_answers:
         yield (
             "rollout.num_slots",
-            f"{rollout.num_slots} slots do not hold one group of {rollout.group_size}; raise it to "
-            "at least rollout.group_size",
+            f"{rollout.num_slots} slots do not hold one group of {num_answers}; raise it to at "
+            "least that",
         )
     if rollout.group_size == 1 and algorithm.advantage.kind in ("grpo", "rloo"):
         yield (

@@ -151,6 +151,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     },
     "rloo": {"advantage": {"kind": "rloo"}, "loss": {"kind": "policy_gradient"}},
     "reinforce": {"advantage": {"kind": "reinforce", "baseline": "moving_average"}},
+    "remax": {"advantage": {"kind": "remax"}},
     "opo": {"advantage": {"kind": "reinforce", "baseline": "optimal"}},
     "reinforce_plus_plus": {
         "advantage": {"kind": "reinforce_plus_plus", "gamma": 0.9},
