@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from learner.algorithms.losses import aggregate, denominator_of
-from slipstream.config.job import Aggregation
+from slipstream.config.algorithm import Aggregation
 
 MODES = get_args(Aggregation)
 LOSS_BT = torch.tensor([[1.0, 2.0, 9.0], [4.0, 9.0, 9.0]])

@@ -120,7 +120,7 @@ BROKEN: list[tuple[str, str, str, list[str]]] = [
         "kind: exact_match\n  path: a:b",
         ["job.yaml:11:3", "reward.path", "unknown"],
     ),
-    ("grpo of one", "group_size: 4", "group_size: 1", ["job.yaml:12:3", "GRPO"]),
+    ("grpo of one", "group_size: 4", "group_size: 1", ["job.yaml:12:3", "grpo"]),
     (
         "a lease shorter than its scoring",
         "reward:\n  kind: exact_match",
