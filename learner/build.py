@@ -26,7 +26,8 @@ from slipstream.telemetry import EventLog
 from slipstream.text import load_tokenizer
 
 MIB = 2**20
-CRITIC = "critic"  # its directory in a commit, beside the policy's files
+# In a commit, beside the policy's files.
+CRITIC, REFERENCE = "critic", "reference.pt"
 LAYOUT_KEYS = ("num_ranks", "zero_stage")  # what DeepSpeed's files depend on
 
 
@@ -47,14 +48,16 @@ def build_loop(
     device = _join(job)
     policy = load_policy(job.model)
     engine = LearnerEngine(policy, job, device)
-    critic = _critic(job, device)
-    step = LearnerStep(job, engine, _reference(job, device), critic)
+    critic, reference = _critic(job, device), _reference(job, device)
+    step = LearnerStep(job, engine, reference, critic)
     version = 0
     if resume:
         commit = checkpoint.newest(checkpoints)
         step.state = AlgorithmState(**engine.load(commit.learner_dir))
         if critic is not None:
             critic.load(commit.learner_dir / CRITIC)
+        if reference is not None and job.algorithm.kl.reference_step > 0:
+            reference.load_state_dict(torch.load(commit.learner_dir / REFERENCE))
         version = commit.version
     return LearnerLoop(
         job,
@@ -65,7 +68,7 @@ def build_loop(
         publisher=_publisher(job, engine, put, announce, call_workers, rendezvous),
         prober=_prober(job, engine),
         barrier=engine.barrier,
-        write_commit=_commit_writer(job, step, engine, critic, checkpoints),
+        write_commit=_commit_writer(job, step, engine, critic, reference, checkpoints),
         events=events,
     )
 
@@ -132,6 +135,7 @@ def _commit_writer(
     step: LearnerStep,
     engine: LearnerEngine,
     critic: LearnerEngine | None,
+    reference: Policy | None,
     root: Path,
 ) -> WriteCommit:
     def write(version: int, replay: Mapping[str, Any]) -> Path:
@@ -143,6 +147,8 @@ def _commit_writer(
         engine.save(directory / "learner", asdict(step.state))
         if critic is not None:
             critic.save(directory / "learner" / CRITIC, {})
+        if engine.rank == 0 and reference is not None and job.algorithm.kl.reference_step > 0:
+            torch.save(reference.state_dict(), directory / "learner" / REFERENCE)
         weights: dict[str, torch.Tensor] = {}
         for bucket in full_parameters(engine, job.weights.bucket_mib * MIB):
             weights.update(bucket)

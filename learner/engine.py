@@ -119,6 +119,17 @@ class LearnerEngine:
         with deepspeed.zero.GatheredParameters(parameters):
             yield
 
+    @torch.no_grad()
+    def move(self, other: Policy, share: float) -> None:
+        """Bring `other`, whole on every rank, nearer to the model by `share` of the distance.
+
+        Every rank calls it.
+        """
+        pairs = zip(self.model.parameters(), other.parameters(), strict=True)
+        for mine, theirs in pairs:
+            with self.gathered([mine]):
+                theirs.lerp_(mine.to(theirs), share)
+
     def save(self, directory: Path, beside: Mapping[str, Any]) -> None:
         """Write model and optimizer state, and what `beside` holds; every rank calls it."""
         self._engine.save_checkpoint(

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from learner.algorithms import losses
 from learner.algorithms.corrections import (
+    cap_by_lag,
     geometric_mask,
     icepop,
     opposite_sign_mask,
@@ -40,7 +41,7 @@ def loss_of(
         algorithm.loss, state, logprobs_BT, old_BT, advantages_BT, mask_BT
     )
     mismatch_BT = (old_BT - mu_BT) * mask_BT
-    weights_BT = correction_weights(algorithm.correction, mismatch_BT, mask_BT)
+    weights_BT = correction_weights(algorithm.correction, mismatch_BT, mask_BT, tensors.lags_BT)
     if algorithm.mask is not None:
         kept_BT = mask_of(algorithm.mask, mismatch_BT, advantages_BT, mask_BT)
         metrics["masked_share"] = ((1.0 - kept_BT) * mask_BT).sum()
@@ -94,13 +95,16 @@ def policy_loss(
     return result
 
 
-def correction_weights(config: CorrectionConfig, mismatch_BT: Tensor, mask_BT: Tensor) -> Tensor:
+def correction_weights(
+    config: CorrectionConfig, mismatch_BT: Tensor, mask_BT: Tensor, lags_BT: Tensor
+) -> Tensor:
     """(B, T) constants; `mismatch_BT` is log pi_old - log mu."""
     match config.kind:
         case "none":
             return torch.ones_like(mask_BT)
         case "truncated":
-            return truncated_weights(mismatch_BT, mask_BT, level=config.level, cap=config.cap)
+            cap_BT = cap_by_lag(lags_BT, config.cap, decay=config.lag_decay)
+            return truncated_weights(mismatch_BT, mask_BT, level=config.level, cap=cap_BT)
         case "icepop":
             return icepop(mismatch_BT, mask_BT, config.low, config.high)
 

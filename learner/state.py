@@ -13,6 +13,7 @@ from slipstream.config.algorithm import AlgorithmConfig
 
 # PPO's rule for its penalty (arXiv 1707.06347, section 4).
 BETA_BAND, BETA_FACTOR = 1.5, 2.0
+MIN_RATE_FACTOR, MAX_RATE_FACTOR = 0.1, 10.0
 
 
 @dataclass(slots=True)
@@ -23,6 +24,7 @@ class AlgorithmState:
     kl_coefficient: float
     beta: float  # of the loss `ppo_kl`
     entropy_coefficient: float
+    rate_factor: float  # of the learning rate
 
     @classmethod
     def of(cls, config: AlgorithmConfig) -> AlgorithmState:
@@ -32,6 +34,7 @@ class AlgorithmState:
             kl_coefficient=config.kl.coefficient,
             beta=config.loss.beta if config.loss.kind == "ppo_kl" else 0.0,
             entropy_coefficient=config.entropy.coefficient,
+            rate_factor=1.0,
         )
 
     def update(
@@ -59,6 +62,11 @@ class AlgorithmState:
                 self.beta *= BETA_FACTOR
             elif kl_old < loss.target / BETA_BAND:
                 self.beta /= BETA_FACTOR
+        if config.rate is not None and config.rate.kind == "kl":
+            if kl_old > 2.0 * config.rate.target:
+                self.rate_factor = max(MIN_RATE_FACTOR, self.rate_factor / config.rate.factor)
+            elif kl_old < 0.5 * config.rate.target:
+                self.rate_factor = min(MAX_RATE_FACTOR, self.rate_factor * config.rate.factor)
         if config.entropy.target is not None:
             # Gradient descent on log alpha * (H - target), the SAC temperature's objective.
             log_alpha = math.log(self.entropy_coefficient)

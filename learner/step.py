@@ -73,7 +73,7 @@ class LearnerStep:
         entries = [entry for part in parts for entry in part.microbatches]
         self._compute_ahead(entries)
         assign_advantages(self._algorithm, self.state, scores, entries, engine.all_sum)
-        rate = learning_rate_at(batch.version, self._job.learner)
+        rate = learning_rate_at(batch.version, self._job.learner) * self._rate_factor(batch)
         summary = _summary(list(self._updates(parts, *self._rates(batch.version, rate))))
         self.state.update(
             self._algorithm,
@@ -82,7 +82,17 @@ class LearnerStep:
             kl_old=summary["kl_old"],
             entropy=summary["entropy"],
         )
+        if self._reference is not None and self._algorithm.kl.reference_step > 0:
+            engine.move(self._reference, self._algorithm.kl.reference_step)
         return {"learning_rate": rate, **summary}
+
+    def _rate_factor(self, batch: Batch) -> float:
+        """What the learning rate is multiplied by."""
+        config = self._algorithm.rate
+        if config is not None and config.kind == "lag":
+            lags = [entry.lag for entry in batch.groups]
+            return float((1.0 + sum(lags) / len(lags)) ** -config.power)
+        return self.state.rate_factor
 
     @torch.no_grad()
     def _compute_ahead(self, entries: Iterable[Microbatch]) -> None:

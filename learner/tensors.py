@@ -25,6 +25,7 @@ class Sample:
     prompt_token_ids: TokenIds  # (P,)
     rollout: Rollout
     group: int
+    version: int = 0  # of the learner that trains it
     greedy_reward: float | None = None  # of another answer to the same prompt
 
 
@@ -50,6 +51,7 @@ class SampleTensors:
     was_cut_B: Tensor  # bool, by length: the answer did not end by itself
     mask_BT: Tensor  # float32, 1 on tokens of the answers
     behaviour_logprobs_BT: Tensor  # float32, 0 where masked
+    lags_BT: Tensor  # float32, the learner's version minus that which sampled the token
 
 
 def samples_of(batch: Batch) -> list[Sample]:
@@ -59,6 +61,7 @@ def samples_of(batch: Batch) -> list[Sample]:
             prompt_token_ids=entry.group.prompt_token_ids,
             rollout=rollout,
             group=index,
+            version=batch.version,
             greedy_reward=entry.group.greedy_reward,
         )
         for index, entry in enumerate(batch.groups)
@@ -109,13 +112,15 @@ def to_tensors(
     longest = max([1, *(samples[index].rollout.num_tokens for index in answers)])
     shape_BT = max(1, len(answers)), longest
     targets = np.zeros(shape_BT, np.int64)
-    mask, logprobs = np.zeros(shape_BT, np.float32), np.zeros(shape_BT, np.float32)
+    mask, logprobs, lags = (np.zeros(shape_BT, np.float32) for _ in range(3))
     mask_BU = np.zeros((shape_BT[0], longest + 1), np.float32)
     was_cut = np.zeros(shape_BT[0], np.bool_)
     for place, index in enumerate(answers):
         rollout = samples[index].rollout
         part = place, slice(rollout.num_tokens)
         targets[part], mask[part], logprobs[part] = rollout.token_ids, 1.0, rollout.logprobs
+        for span in rollout.spans:
+            lags[place, span.start : span.stop] = samples[index].version - span.version
         mask_BU[place, : rollout.num_tokens + 1] = 1.0
         was_cut[place] = rollout.finish_reason is FinishReason.LENGTH
     return SampleTensors(
@@ -125,6 +130,7 @@ def to_tensors(
         mask_BU=torch.from_numpy(mask_BU).to(device),
         was_cut_B=torch.from_numpy(was_cut).to(device),
         behaviour_logprobs_BT=torch.from_numpy(logprobs).to(device),
+        lags_BT=torch.from_numpy(lags).to(device),
     )
 
 

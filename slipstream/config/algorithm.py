@@ -163,6 +163,7 @@ class TruncatedCorrection(Section):
     kind: Literal["truncated"] = "truncated"
     level: Literal["token", "sequence"] = "token"
     cap: PositiveFloat = 2.0
+    lag_decay: Share = 1.0  # the cap's distance from 1 shrinks by this for every version of lag
 
 
 class IcepopCorrection(Section):
@@ -206,12 +207,34 @@ class AdaptiveKl(Section):
 
 
 class KlConfig(Section):
-    """KL to the start model, which is loaded only with a coefficient above 0."""
+    """KL to a reference model, which is loaded only with a coefficient above 0."""
 
     coefficient: NonNegativeFloat = 0.0
+    # The reference is the start model; after every step it moves to the policy by this share, as
+    # a target network does (DDPG, arXiv 1509.02971).
+    reference_step: Share = 0.0
     estimator: Literal["k1", "k2", "k3"] = "k3"
     place: Literal["loss", "reward"] = "loss"
     adaptive: AdaptiveKl | None = None
+
+
+class RateByLag(Section):
+    """The learning rate over (1 + mean lag) ** power."""
+
+    kind: Literal["lag"]
+    power: PositiveFloat = 0.5
+
+
+class RateByKl(Section):
+    """The learning rate goes down by `factor` after a step with KL to pi_old above twice the
+    target, up after one with less than half of it; within a tenth and ten times the schedule's."""
+
+    kind: Literal["kl"]
+    target: PositiveFloat  # nats a token
+    factor: Annotated[float, Field(gt=1)] = 1.5
+
+
+RateConfig = Annotated[RateByLag | RateByKl, Field(discriminator="kind")]
 
 
 class EntropyConfig(Section):
@@ -253,6 +276,7 @@ class AlgorithmConfig(Section):
     entropy: EntropyConfig = EntropyConfig()
     overlong: OverlongConfig = OverlongConfig()
     critic: CriticConfig = CriticConfig()
+    rate: RateConfig | None = None  # what else the learning rate depends on
     epochs: PositiveInt = 1  # passes over a batch
     minibatches: PositiveInt = 1  # optimizer steps in one pass
     max_kl: PositiveFloat | None = None  # KL to pi_old that ends the passes over a batch

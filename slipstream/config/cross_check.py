@@ -99,12 +99,21 @@ def _algorithm(job: JobConfig) -> Iterator[Finding]:
                 f"algorithm.{key}.low",
                 f"{band.low:g} is not below high ({band.high:g}), so no token would train",
             )
-    if algorithm.max_kl is not None and algorithm.epochs * algorithm.minibatches == 1:
+    one_update = algorithm.epochs * algorithm.minibatches == 1
+    if algorithm.max_kl is not None and one_update:
         yield (
             "algorithm.max_kl",
             "ends the passes over a batch early, and there is only one; raise algorithm.epochs or "
             "algorithm.minibatches",
         )
+    if algorithm.rate is not None and algorithm.rate.kind == "kl" and one_update:
+        yield (
+            "algorithm.rate",
+            "KL to pi_old is 0 where a step is one update; raise algorithm.epochs or "
+            "algorithm.minibatches, or set kind: lag",
+        )
+    if kl.reference_step > 0 and kl.coefficient == 0:
+        yield "algorithm.kl.reference_step", "no reference without algorithm.kl.coefficient above 0"
 
 
 def _batches(job: JobConfig) -> Iterator[Finding]:

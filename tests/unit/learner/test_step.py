@@ -66,6 +66,11 @@ class Engine:
         loss.backward()
 
     @torch.no_grad()
+    def move(self, other: Policy, share: float) -> None:
+        for mine, theirs in zip(self.model.parameters(), other.parameters(), strict=True):
+            theirs.lerp_(mine, share)
+
+    @torch.no_grad()
     def step(self, learning_rate: float) -> float:
         square = 0.0
         for parameter in self.model.parameters():
@@ -100,11 +105,11 @@ def train(
     found: dict[int, Any] = {}
 
     start = load_policy(job.model).double()  # here: transformers does not load in two threads
-    reference = None
+    references: list[Policy | None] = [None] * num_ranks
     if job.algorithm.kl.coefficient > 0:
-        reference = copy.deepcopy(start)
+        references = [copy.deepcopy(start) for _ in range(num_ranks)]
         with torch.no_grad():
-            for parameter in reference.parameters():
+            for parameter in (p for reference in references for p in reference.parameters()):
                 parameter *= 1.01
     policies = [copy.deepcopy(start) for _ in range(num_ranks)]
     critics: list[Critic] = []
@@ -117,7 +122,7 @@ def train(
         policy = policies[rank]
         engine = Engine(policy, ranks, rank)
         critic = Engine(critics[rank], ranks, rank) if critics else None
-        step = LearnerStep(job, engine, reference, critic)  # type: ignore[arg-type]
+        step = LearnerStep(job, engine, references[rank], critic)  # type: ignore[arg-type]
         if not shares:
             step._width = 0
         for version in range(num_steps):
@@ -170,6 +175,9 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "sapo": {"loss": {"kind": "sapo"}, "epochs": 2},
     "entropy": {"entropy": {"coefficient": 0.1, "target": 1.0}},
     "sequence weights": {"correction": {"kind": "truncated", "level": "sequence"}},
+    "caps by lag": {"correction": {"kind": "truncated", "cap": 3.0, "lag_decay": 0.5}},
+    "rates": {"rate": {"kind": "kl", "target": 1e-3}, "epochs": 2},
+    "a reference that follows": {"kl": {"coefficient": 0.5, "reference_step": 0.3}},
     "icepop": {"correction": {"kind": "icepop"}},
     "masks": {"mask": {"kind": "geometric", "low": 0.5, "high": 2.0}},
     "opposite signs": {"mask": {"kind": "opposite_sign"}},
@@ -278,6 +286,14 @@ def test_an_entropy_bonus_raises_entropy_and_is_steered(model: Path) -> None:
     _, first, *_ = train(job, batch=batch, num_steps=1)
     assert metrics["entropy"] > first["entropy"]
     assert step.state.entropy_coefficient < 0.05, "entropy is above its target"
+
+
+def test_the_rate_goes_down_with_the_lag(model: Path) -> None:
+    batch = make_batch(0, num_groups=6)
+    old = replace(batch, groups=tuple(replace(entry, lag=3) for entry in batch.groups))
+    job = job_of(model, rate={"kind": "lag", "power": 0.5})
+    rates = [train(job, batch=b, num_steps=1)[1]["learning_rate"] for b in (batch, old)]
+    assert rates == pytest.approx([0.3, 0.15])
 
 
 def test_controllers_follow_their_targets(model: Path) -> None:
