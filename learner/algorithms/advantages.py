@@ -159,7 +159,7 @@ def reinforce_plus_plus(
     if group_B is not None:
         index_B, total_B = _index_of(group_B), clean_BT.sum(-1)
         mean_B = _group_sum(total_B, index_B) / _group_sum(torch.ones_like(total_B), index_B)
-        last_BT = (mask_BT > 0) & (_next_unmasked(mask_BT) == mask_BT.shape[-1])
+        last_BT = _next_unmasked(mask_BT) == mask_BT.shape[-1]  # and what is masked behind it
         clean_BT = torch.where(last_BT, clean_BT - mean_B[:, None], clean_BT)
     returns_BT = _discounted_sum(clean_BT, mask_BT, gamma)
     return whiten(returns_BT, mask_BT, all_sum=all_sum).to(rewards_BT.dtype)
@@ -202,11 +202,10 @@ def n_step(
     `n` counts unmasked tokens; where fewer follow, the sum ends with the answer, in `bootstrap_B`
     as in `gae`. A3C, arXiv 1602.01783.
     """
-    rewards_BT = unmasked(rewards_BT.double(), mask_BT)
     clean_BT = unmasked(values_BT.double(), mask_BT)
     target_BT = clean_BT
     for _ in range(min(n, mask_BT.shape[-1])):  # one step of look-ahead a turn
-        target_BT = rewards_BT + gamma * _next_values(target_BT, mask_BT, bootstrap_B)
+        target_BT = rewards_BT.double() + gamma * _next_values(target_BT, mask_BT, bootstrap_B)
     return unmasked(target_BT - clean_BT, mask_BT).to(values_BT.dtype)
 
 
@@ -233,7 +232,8 @@ def whiten(
 
 def _index_of(group_B: Tensor) -> Tensor:
     """The groups' numbers from 0 on, (B,)."""
-    return torch.unique(group_B, return_inverse=True)[1]
+    index_B: Tensor = torch.unique(group_B, return_inverse=True)[1]
+    return index_B
 
 
 def _group_sum(values_B: Tensor, index_B: Tensor) -> Tensor:

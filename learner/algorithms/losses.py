@@ -135,8 +135,8 @@ def sapo(
     fades away from 1, the faster the larger tau.
     """
     log_ratio_BT = _log_ratio(logprobs_BT, old_logprobs_BT, mask_BT)
-    tau_pos_, tau_neg_ = log_ratio_BT.new_tensor(tau_pos), log_ratio_BT.new_tensor(tau_neg)
-    tau_BT = torch.where(advantages_BT > 0, tau_pos_, tau_neg_)
+    both = log_ratio_BT.new_tensor([tau_pos, tau_neg])
+    tau_BT = torch.where(advantages_BT > 0, both[0], both[1])
     gate_BT = (tau_BT * (log_ratio_BT.exp() - 1.0)).sigmoid() * 4.0 / tau_BT
     return unmasked(-gate_BT * advantages_BT, mask_BT), _ratio_metrics(log_ratio_BT, mask_BT)
 

@@ -507,6 +507,18 @@ def on_ranks(
         return torch.cat(list(pool.map(run, range(len(parts)))))
 
 
+def test_ranks_share_mean_and_variance() -> None:
+    # 1, 3 on one rank, 5 on the next, nothing on the last: mean 3, squares 4 0 4 over 2, sigma 2
+    parts = [(row(1, 3), row(1, 1)), (row(NAN, 5), row(0, 1)), (row(NAN, NAN), row(0, 0))]
+    expected_BT = torch.tensor([[-1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    found_BT = on_ranks(parts, lambda x, mask, total: whiten(x, mask, all_sum=total))
+    assert_close(found_BT, expected_BT)
+    # the same as returns: 1 = -2 + 3
+    parts[0] = row(-2, 3), row(1, 1)
+    found_BT = on_ranks(parts, lambda x, mask, total: reinforce_plus_plus(x, mask, all_sum=total))
+    assert_close(found_BT, expected_BT)
+
+
 @settings(max_examples=20, deadline=None)
 @given(ragged(), st.integers(0, 3))
 def test_two_ranks_whiten_to_the_same_numbers_as_one(case: Ragged, cut: int) -> None:

@@ -86,6 +86,8 @@ def test_icepop_by_hand() -> None:
     weights_1T = icepop(log_ratio_1T, row(1, 1, 1, 1, 1, 0), 0.5, 2.0)
     assert_close(weights_1T, row(0.0, 0.6, 1.0, 1.9, 0.0, 1.0))
     assert_close(icepop(row(-200.0), row(1), 0.0, 2.0), row(0.0))
+    # 1 where masked, also where 1 is outside
+    assert_close(icepop(row(0.0, 0.0), row(1, 0), 1.5, 2.0), row(0.0, 1.0))
 
 
 def test_the_geometric_mask_by_hand() -> None:

@@ -25,6 +25,7 @@ from learner.algorithms.losses import (
     sapo,
     value_loss,
 )
+from learner.algorithms.masks import rollout_mean
 
 Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 LOSSES: dict[str, Loss] = {
@@ -230,6 +231,13 @@ def test_sapos_default_temperatures() -> None:
     # at r = 1: -2 A / tau, tau 1 and 1.05
     loss_1T, _ = sapo(row(0.0, 0.0), row(0.0, 0.0), row(1.0, -1.0), row(1, 1))
     assert_close(loss_1T, row(-2.0, 2.0 / 1.05))
+
+
+def test_the_mean_over_a_rollout_by_hand() -> None:
+    # (1 + 4) / 2, and a rollout of which nothing is trained
+    values_BT = torch.tensor([[1.0, NAN, 4.0], [INF, NAN, 1.0]])
+    mask_BT = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
+    assert_close(rollout_mean(values_BT, mask_BT), torch.tensor([[2.5], [0.0]]))
 
 
 # --- the critic -------------------------------------------------------------------------
