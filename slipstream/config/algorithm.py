@@ -158,7 +158,7 @@ class NoCorrection(Section):
 
 
 class TruncatedCorrection(Section):
-    """min(pi_old / mu, cap) held constant, per token or per sequence. arXiv 2508.03501."""
+    """min(pi_old / mu, cap) held constant, per token or per sequence. Yao et al. 2025."""
 
     kind: Literal["truncated"] = "truncated"
     level: Literal["token", "sequence"] = "token"
