@@ -22,6 +22,12 @@ from learner.policy import Critic, Policy, recompute_activations
 from slipstream.config.job import JobConfig, LearnerConfig
 
 ADAM_EPS = 1e-8
+# Where DeepSpeed 0.19's optimizers keep them: ZeRO 1 and 2, ZeRO 3, ZeRO 1 with bfloat16.
+MASTERS = (
+    "single_partition_of_fp32_groups",
+    "fp32_partitioned_groups_flat",
+    "fp32_groups_flat_partition",
+)
 _TAG = "state"
 _BESIDE = "slipstream"
 
@@ -118,6 +124,31 @@ class LearnerEngine:
         self._engine.empty_partition_cache()
         with deepspeed.zero.GatheredParameters(parameters):
             yield
+
+    def snapshot(self) -> list[Tensor]:
+        """Copies of the weights that this rank's optimizer changes, for `return_to`."""
+        return [master.detach().clone() for master in self._masters()]
+
+    @torch.no_grad()
+    def return_to(self, snapshot: list[Tensor], share: float) -> None:
+        """Take back `share` of the way from the weights of `snapshot`. Every rank calls it."""
+        for master, before in zip(self._masters(), snapshot, strict=True):
+            master.lerp_(before, share)
+        if self._config.zero_stage in (1, 2):
+            self._optimizer.update_lp_params()
+        elif self._config.zero_stage == 3:
+            for group in range(len(self._masters())):
+                self._optimizer._reassign_or_swap_out_partitioned_parameters(group)
+
+    def _masters(self) -> list[Tensor]:
+        """What the optimizer changes: the weights themselves, or this rank's part of them in
+        float32, from which DeepSpeed fills the model's."""
+        if self._config.zero_stage == 0:
+            return list(self.model.parameters())
+        for name in MASTERS:
+            if hasattr(self._optimizer, name):
+                return list(getattr(self._optimizer, name))
+        raise AssertionError(f"{type(self._optimizer)} keeps its weights elsewhere")
 
     @torch.no_grad()
     def move(self, other: Policy, share: float) -> None:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
+from learner.algorithms.kl import kl_estimate
 from learner.algorithms.losses import LossAndMetrics, denominator_of
 from learner.credit import assign_advantages, scores_of
 from learner.engine import LearnerEngine, learning_rate_at
@@ -99,12 +100,12 @@ class LearnerStep:
         """pi_old's log-probs where pi moves away from it or where rewards depend on them, the
         reference's, and the critic's values."""
         algorithm = self._algorithm
-        several_updates = algorithm.epochs * algorithm.minibatches > 1
+        moves = algorithm.epochs * algorithm.minibatches > 1 or algorithm.trust_region is not None
         in_reward = self._reference is not None and algorithm.kl.place == "reward"
         for entry in entries:
             if algorithm.old_logprobs == "behaviour":
                 entry.old_logprobs_BT = entry.tensors.behaviour_logprobs_BT
-            elif several_updates or in_reward:
+            elif moves or in_reward:
                 entry.old_logprobs_BT, _ = self._forward(entry)
             if self._reference is not None:
                 entry.reference_logprobs_BT, _ = self._forward(entry, self._reference)
@@ -137,12 +138,40 @@ class LearnerStep:
         max_kl = self._algorithm.max_kl
         for _ in range(self._algorithm.epochs):
             for part in parts:
-                totals = self._update_policy(part, rate)
+                totals = self._update_within_region(part, rate)
                 if self._critic is not None:
                     totals.update(self._update_critic(self._critic, part, critic_rate))
                 yield totals
                 if max_kl is not None and totals["kl_old"] > max_kl * totals["num_tokens"]:
                     return
+
+    def _update_within_region(self, part: Minibatch, rate: float) -> Counter[str]:
+        """An update, of which so much is taken back that KL to pi_old stays in the bound."""
+        region = self._algorithm.trust_region
+        if region is None:
+            return self._update_policy(part, rate)
+        before = self._engine.snapshot()
+        totals = self._update_policy(part, rate)
+        totals["halvings"] = 0
+        for halving in range(region.max_halvings + 1):
+            if self._kl_old(part) <= region.max_kl:
+                break
+            last = halving == region.max_halvings
+            self._engine.return_to(before, 1.0 if last else 0.5)
+            totals["halvings"] += 1
+        return totals
+
+    @torch.no_grad()
+    def _kl_old(self, part: Minibatch) -> float:
+        """Mean per token of all ranks, now."""
+        sums = torch.zeros(2, device=self._engine.device)
+        for entry in part.microbatches:
+            assert entry.old_logprobs_BT is not None
+            logprobs_BT, _ = self._forward(entry)
+            kl_BT = kl_estimate(entry.old_logprobs_BT, logprobs_BT, "k3")
+            sums += torch.stack([kl_BT.sum(), entry.tensors.mask_BT.sum()])
+        total, num_tokens = self._engine.all_sum(sums)
+        return float(total / num_tokens.clamp(min=1.0))
 
     def _update_policy(self, part: Minibatch, rate: float) -> Counter[str]:
         denominator = denominator_of(
@@ -210,7 +239,7 @@ def _summary(updates: list[Counter[str]]) -> dict[str, float]:
         "loss": values.pop("loss") / num_updates,
         **{
             name: values.pop(name) / num_updates
-            for name in ("grad_norm", "value_grad_norm")
+            for name in ("grad_norm", "value_grad_norm", "halvings")
             if name in values
         },
         "padding_share": 1.0 - inputs / padded,

@@ -237,6 +237,14 @@ class RateByKl(Section):
 RateConfig = Annotated[RateByLag | RateByKl, Field(discriminator="kind")]
 
 
+class TrustRegionConfig(Section):
+    """After an update with KL to pi_old above `max_kl` half of it is taken back, and so on; after
+    `max_halvings` times all of it is. The line search of TRPO, arXiv 1502.05477."""
+
+    max_kl: PositiveFloat  # nats a token
+    max_halvings: PositiveInt = 4
+
+
 class EntropyConfig(Section):
     """A bonus for the policy's entropy."""
 
@@ -276,6 +284,7 @@ class AlgorithmConfig(Section):
     entropy: EntropyConfig = EntropyConfig()
     overlong: OverlongConfig = OverlongConfig()
     critic: CriticConfig = CriticConfig()
+    trust_region: TrustRegionConfig | None = None
     rate: RateConfig | None = None  # what else the learning rate depends on
     epochs: PositiveInt = 1  # passes over a batch
     minibatches: PositiveInt = 1  # optimizer steps in one pass

@@ -2,7 +2,7 @@
 
     python learner_ranks.py MODEL OUT RANK NUM_RANKS PORT SETTING...
 
-A setting is `ZERO_STAGE:MAX_TOKENS_PER_MICROBATCH[:recompute|:critic]`. Rank 0 writes
+A setting is `ZERO_STAGE:MAX_TOKENS_PER_MICROBATCH[:recompute|:critic|:region]`. Rank 0 writes
 OUT/<setting>.npz, with `critic` the critic's weights too.
 As in a job, a probe follows every step. ZeRO-3 fetches ahead as little of this small model as it
 does of a large one. A last step whose gradient is not finite must be refused on every rank.
@@ -15,6 +15,8 @@ import os
 import sys
 from pathlib import Path
 from typing import Any
+
+MAX_KL = 3e-4
 
 
 def main() -> None:
@@ -68,7 +70,11 @@ def train(model: str, num_ranks: int, setting: str, out: Path) -> None:
     stage, max_tokens, *options = setting.split(":")
     job = make_job(
         model,
-        algorithm={"advantage": {"kind": "gae" if "critic" in options else "grpo"}},
+        algorithm={
+            "advantage": {"kind": "gae" if "critic" in options else "grpo"},
+            # Of which about two thirds of these updates keep inside.
+            "trust_region": {"max_kl": MAX_KL} if "region" in options else None,
+        },
         learner={
             "zero_stage": int(stage),
             "max_tokens_per_microbatch": int(max_tokens),

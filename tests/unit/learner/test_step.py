@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 import threading
 import typing
 from dataclasses import replace
@@ -64,6 +65,14 @@ class Engine:
     def backward(self, loss: Tensor, *, last: bool) -> None:
         self.num_backwards += 1
         loss.backward()
+
+    def snapshot(self) -> list[Tensor]:
+        return [parameter.detach().clone() for parameter in self.model.parameters()]
+
+    @torch.no_grad()
+    def return_to(self, snapshot: list[Tensor], share: float) -> None:
+        for parameter, before in zip(self.model.parameters(), snapshot, strict=True):
+            parameter.lerp_(before, share)
 
     @torch.no_grad()
     def move(self, other: Policy, share: float) -> None:
@@ -178,6 +187,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "caps by lag": {"correction": {"kind": "truncated", "cap": 3.0, "lag_decay": 0.5}},
     "rates": {"rate": {"kind": "kl", "target": 1e-3}, "epochs": 2},
     "a reference that follows": {"kl": {"coefficient": 0.5, "reference_step": 0.3}},
+    "trust region": {"trust_region": {"max_kl": 0.01}},
     "icepop": {"correction": {"kind": "icepop"}},
     "masks": {"mask": {"kind": "geometric", "low": 0.5, "high": 2.0}},
     "opposite signs": {"mask": {"kind": "opposite_sign"}},
@@ -286,6 +296,25 @@ def test_an_entropy_bonus_raises_entropy_and_is_steered(model: Path) -> None:
     _, first, *_ = train(job, batch=batch, num_steps=1)
     assert metrics["entropy"] > first["entropy"]
     assert step.state.entropy_coefficient < 0.05, "entropy is above its target"
+
+
+def test_an_update_outside_the_trust_region_is_taken_back(model: Path) -> None:
+    batch = make_batch(0, num_groups=6)
+    start = [p.detach() for p in load_policy(job_of(model).model).double().parameters()]
+
+    def train_within(**region: Any) -> tuple[float, float]:
+        """How far the weights went, and how often half of it was taken back."""
+        found, metrics, *_ = train(job_of(model, trust_region=region), batch=batch, num_steps=1)
+        way = math.sqrt(sum(float(((a - b) ** 2).sum()) for a, b in zip(found, start, strict=True)))
+        return way, metrics["halvings"]
+
+    whole, halvings = train_within(max_kl=1e3)
+    assert halvings == 0
+    kept, halvings = train_within(max_kl=0.01)
+    assert halvings >= 1
+    assert kept == pytest.approx(whole / 2**halvings)
+    kept, halvings = train_within(max_kl=1e-12, max_halvings=2)
+    assert (kept, halvings) == (0.0, 3)
 
 
 def test_the_rate_goes_down_with_the_lag(model: Path) -> None:
