@@ -3,7 +3,7 @@ SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONWARNINGS := ignore::SyntaxWarning
 
-.PHONY: help install quickstart check test seeds modes bench clean
+.PHONY: help install quickstart check test seeds modes bench algorithms staleness clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -39,6 +39,14 @@ modes: install
 ## make bench        rollout, learner and pipeline speed, beside TRL; writes docs/results/bench.md
 bench: install
 	PYTHONPATH=scripts python scripts/bench/bench.py
+
+## make algorithms   every algorithm on the arithmetic example; writes docs/results/algorithms.md
+algorithms: install
+	python scripts/algorithms.py
+
+## make staleness    what old samples cost; writes docs/results/staleness.md
+staleness: install
+	python scripts/staleness.py
 
 ## make clean        remove the environment and what runs left behind
 clean:

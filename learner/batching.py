@@ -21,7 +21,7 @@ def minibatches(num_groups: int, count: int) -> list[range]:
 def microbatches(
     lengths: Sequence[int], *, max_tokens: int, num_ranks: int
 ) -> list[list[Microbatch]]:
-    """The microbatches of every rank.
+    """The microbatches of every rank, one at least.
 
     `lengths` are those of the rows. A microbatch holds at most `max_tokens` padded tokens, or a
     single longer row.
@@ -30,7 +30,7 @@ def microbatches(
     ranks = [
         _fill(longest_first[rank::num_ranks], lengths, max_tokens) for rank in range(num_ranks)
     ]
-    most = max(len(rank) for rank in ranks)
+    most = max(1, *(len(rank) for rank in ranks))
     return [rank + [[]] * (most - len(rank)) for rank in ranks]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from learner import checkpoint
 from learner.engine import LearnerEngine
 from learner.loop import LearnerLoop, WriteCommit
 from learner.nccl import CallWorkers, NcclPublisher
-from learner.policy import Policy, load_policy
+from learner.policy import Policy, load_critic, load_policy
+from learner.state import AlgorithmState
 from learner.step import LearnerStep
 from learner.weights import ObjectStorePublisher, Prober, full_parameters
 from slipstream.config.job import JobConfig
@@ -24,6 +26,8 @@ from slipstream.telemetry import EventLog
 from slipstream.text import load_tokenizer
 
 MIB = 2**20
+# In a commit, beside the policy's files.
+CRITIC, REFERENCE = "critic", "reference.pt"
 LAYOUT_KEYS = ("num_ranks", "zero_stage")  # what DeepSpeed's files depend on
 
 
@@ -44,21 +48,27 @@ def build_loop(
     device = _join(job)
     policy = load_policy(job.model)
     engine = LearnerEngine(policy, job, device)
+    critic, reference = _critic(job, device), _reference(job, device)
+    step = LearnerStep(job, engine, reference, critic)
     version = 0
     if resume:
         commit = checkpoint.newest(checkpoints)
-        engine.load(commit.learner_dir)
+        step.state = AlgorithmState(**engine.load(commit.learner_dir))
+        if critic is not None:
+            critic.load(commit.learner_dir / CRITIC)
+        if reference is not None and job.algorithm.kl.reference_step > 0:
+            reference.load_state_dict(torch.load(commit.learner_dir / REFERENCE))
         version = commit.version
     return LearnerLoop(
         job,
         rank=engine.rank,
         version=version,
-        step=LearnerStep(job, engine, _reference(job, device)),
+        step=step,
         replay=replay,
         publisher=_publisher(job, engine, put, announce, call_workers, rendezvous),
         prober=_prober(job, engine),
         barrier=engine.barrier,
-        write_commit=_commit_writer(job, engine, checkpoints),
+        write_commit=_commit_writer(job, step, engine, critic, reference, checkpoints),
         events=events,
     )
 
@@ -78,13 +88,19 @@ def _reference(job: JobConfig, device: torch.device) -> Policy | None:
     return load_policy(job.model).to(device).eval().requires_grad_(False)
 
 
+def _critic(job: JobConfig, device: torch.device) -> LearnerEngine | None:
+    if not job.algorithm.has_critic:
+        return None
+    return LearnerEngine(load_critic(job.model, job.algorithm.critic.path), job, device)
+
+
 def _prober(job: JobConfig, engine: LearnerEngine) -> Prober | None:
     if not job.weights.probe:
         return None
     context = job.data.max_prompt_tokens + job.rollout.max_new_tokens
     return Prober(
         engine,
-        vocabulary=int(engine.policy.hf.config.get_text_config().vocab_size),
+        vocabulary=int(engine.model.hf.config.get_text_config().vocab_size),
         max_tokens=context - 1,  # an engine also samples one token
         seed=job.seed,
     )
@@ -114,14 +130,25 @@ def _publisher(
             )
 
 
-def _commit_writer(job: JobConfig, engine: LearnerEngine, root: Path) -> WriteCommit:
+def _commit_writer(
+    job: JobConfig,
+    step: LearnerStep,
+    engine: LearnerEngine,
+    critic: LearnerEngine | None,
+    reference: Policy | None,
+    root: Path,
+) -> WriteCommit:
     def write(version: int, replay: Mapping[str, Any]) -> Path:
         """Every rank calls it: gathering and DeepSpeed's own files are collective."""
         directory = checkpoint.aside(root, version)
         if engine.rank == 0:
             checkpoint.begin(root, version)
         engine.barrier()
-        engine.save(directory / "learner")
+        engine.save(directory / "learner", asdict(step.state))
+        if critic is not None:
+            critic.save(directory / "learner" / CRITIC, {})
+        if engine.rank == 0 and reference is not None and job.algorithm.kl.reference_step > 0:
+            torch.save(reference.state_dict(), directory / "learner" / REFERENCE)
         weights: dict[str, torch.Tensor] = {}
         for bucket in full_parameters(engine, job.weights.bucket_mib * MIB):
             weights.update(bucket)
@@ -144,5 +171,5 @@ def _save_model(
     job: JobConfig, engine: LearnerEngine, weights: dict[str, torch.Tensor], target: Path
 ) -> None:
     """Hugging Face format: safetensors, config and tokenizer."""
-    engine.policy.hf.save_pretrained(target, state_dict=weights)
+    engine.model.hf.save_pretrained(target, state_dict=weights)
     load_tokenizer(job.model).save_pretrained(target)

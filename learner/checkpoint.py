@@ -24,7 +24,7 @@ from typing import Any
 
 from slipstream.errors import SlipstreamError
 
-FORMAT = 1
+FORMAT = 2
 LATEST = "latest"
 MANIFEST = "commit.json"
 

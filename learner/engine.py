@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from learner.policy import Policy, SharedPrompts, recompute_activations
+from learner.policy import Critic, Policy, recompute_activations
 from slipstream.config.job import JobConfig, LearnerConfig
 
 ADAM_EPS = 1e-8
+# Where DeepSpeed 0.19's optimizers keep them: ZeRO 1 and 2, ZeRO 3, ZeRO 1 with bfloat16.
+MASTERS = (
+    "single_partition_of_fp32_groups",
+    "fp32_partitioned_groups_flat",
+    "fp32_groups_flat_partition",
+)
 _TAG = "state"
+_BESIDE = "slipstream"
 
 
 def import_deepspeed() -> None:
@@ -35,9 +42,10 @@ def import_deepspeed() -> None:
 
 
 class LearnerEngine:
-    """One rank's model and optimizer. The process group exists before it is made."""
+    """One rank's model, policy or critic, and its optimizer. The process group exists before it
+    is made."""
 
-    def __init__(self, policy: Policy, job: JobConfig, device: torch.device) -> None:
+    def __init__(self, model: Policy | Critic, job: JobConfig, device: torch.device) -> None:
         import_deepspeed()
         import deepspeed
 
@@ -46,9 +54,9 @@ class LearnerEngine:
         self.num_ranks = dist.get_world_size()
         self.rank = dist.get_rank()
         if job.learner.gradient_checkpointing:
-            recompute_activations(policy)
+            recompute_activations(model)
         optimizer = torch.optim.AdamW(
-            policy.parameters(),
+            model.parameters(),
             lr=job.learner.learning_rate,
             betas=job.learner.betas,
             eps=ADAM_EPS,
@@ -56,29 +64,19 @@ class LearnerEngine:
             fused=True,
         )
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=policy,
+            model=model,
             optimizer=optimizer,
             config=_deepspeed_config(job),
             dist_init_required=False,
         )
 
     @property
-    def policy(self) -> Policy:
-        return self._engine.module  # type: ignore[no-any-return]
+    def model(self) -> Any:
+        return self._engine.module
 
-    def forward(
-        self,
-        inputs_BT: Tensor,
-        targets_BT: Tensor,
-        mask_BT: Tensor,
-        temperature: float,
-        layout: SharedPrompts | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """(log-probs, entropies) of `Policy.forward`, gathered as ZeRO needs it."""
-        logprobs_BT, entropies_BT = self._engine(
-            inputs_BT, targets_BT, mask_BT, temperature, layout
-        )
-        return logprobs_BT, entropies_BT
+    def forward(self, *inputs: Any) -> Any:
+        """The model's own `forward`, its parameters gathered as ZeRO needs it."""
+        return self._engine(*inputs)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add the gradient of `loss`, whose denominator is global. `last`: the optimizer
@@ -101,7 +99,7 @@ class LearnerEngine:
         return norm if norm >= 0 else math.nan
 
     def _whole_norm(self) -> float:
-        gradients = [p.grad for p in self.policy.parameters() if p.grad is not None]
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         return float(torch.nn.utils.get_total_norm(gradients))
 
     def all_sum(self, values: Tensor) -> Tensor:
@@ -127,13 +125,56 @@ class LearnerEngine:
         with deepspeed.zero.GatheredParameters(parameters):
             yield
 
-    def save(self, directory: Path) -> None:
-        """Write model and optimizer state; every rank calls it."""
-        self._engine.save_checkpoint(str(directory), tag=_TAG, exclude_frozen_parameters=True)
+    def snapshot(self) -> list[Tensor]:
+        """Copies of the weights that this rank's optimizer changes, for `return_to`."""
+        return [master.detach().clone() for master in self._masters()]
 
-    def load(self, directory: Path) -> None:
-        """Restore what `save` wrote, with the same number of ranks and ZeRO stage."""
-        self._engine.load_checkpoint(str(directory), tag=_TAG)
+    @torch.no_grad()
+    def return_to(self, snapshot: list[Tensor], share: float) -> None:
+        """Take back `share` of the way from the weights of `snapshot`. Every rank calls it."""
+        for master, before in zip(self._masters(), snapshot, strict=True):
+            master.lerp_(before, share)
+        if self._config.zero_stage in (1, 2):
+            self._optimizer.update_lp_params()
+        elif self._config.zero_stage == 3:
+            for group in range(len(self._masters())):
+                self._optimizer._reassign_or_swap_out_partitioned_parameters(group)
+
+    def _masters(self) -> list[Tensor]:
+        """What the optimizer changes: the weights themselves, or this rank's part of them in
+        float32, from which DeepSpeed fills the model's."""
+        if self._config.zero_stage == 0:
+            return list(self.model.parameters())
+        for name in MASTERS:
+            if hasattr(self._optimizer, name):
+                return list(getattr(self._optimizer, name))
+        raise AssertionError(f"{type(self._optimizer)} keeps its weights elsewhere")
+
+    @torch.no_grad()
+    def move(self, other: Policy, share: float) -> None:
+        """Bring `other`, whole on every rank, nearer to the model by `share` of the distance.
+
+        Every rank calls it.
+        """
+        pairs = zip(self.model.parameters(), other.parameters(), strict=True)
+        for mine, theirs in pairs:
+            with self.gathered([mine]):
+                theirs.lerp_(mine.to(theirs), share)
+
+    def save(self, directory: Path, beside: Mapping[str, Any]) -> None:
+        """Write model and optimizer state, and what `beside` holds; every rank calls it."""
+        self._engine.save_checkpoint(
+            str(directory),
+            tag=_TAG,
+            client_state={_BESIDE: dict(beside)},
+            exclude_frozen_parameters=True,
+        )
+
+    def load(self, directory: Path) -> dict[str, Any]:
+        """Restore what `save` wrote, with the same number of ranks and ZeRO stage; what lay beside
+        it."""
+        _, client_state = self._engine.load_checkpoint(str(directory), tag=_TAG)
+        return dict(client_state[_BESIDE])
 
     def close(self) -> None:
         self._engine.destroy()

@@ -19,16 +19,30 @@ PADDING, PREFIX = -1, 0  # segments; the answers of a row count from 1
 class SharedPrompts:
     """Rows that hold several answers to one prompt: which positions see which."""
 
-    segments_BT: Tensor  # int64: PADDING, PREFIX, or the number of the answer in its row
-    positions_BT: Tensor  # int64, of the token in its own sequence
+    segments_RS: Tensor  # int64: PADDING, PREFIX, or the number of the answer in its row
+    positions_RS: Tensor  # int64, of the token in its own sequence
 
     def attention_mask(self) -> Tensor:
-        """(B, 1, T, T), True where a query may look at a key: in the prefix or its own answer."""
-        queries_BT1, keys_B1T = self.segments_BT[:, :, None], self.segments_BT[:, None, :]
-        length = self.segments_BT.shape[1]
-        causal_TT = torch.ones(length, length, device=keys_B1T.device).tril().bool()
-        seen_BTT = (keys_B1T == PREFIX) | (keys_B1T == queries_BT1)
-        return (seen_BTT & causal_TT)[:, None]
+        """(R, 1, S, S), True where a query may look at a key: in the prefix or its own answer."""
+        queries_RS1, keys_R1S = self.segments_RS[:, :, None], self.segments_RS[:, None, :]
+        length = self.segments_RS.shape[1]
+        causal_SS = torch.ones(length, length, device=keys_R1S.device).tril().bool()
+        seen_RSS = (keys_R1S == PREFIX) | (keys_R1S == queries_RS1)
+        return (seen_RSS & causal_SS)[:, None]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What the model computes: R rows of S input positions, right-padded.
+
+    The trained positions, row by row, are the tokens of the answers, answer by answer.
+    """
+
+    inputs_RS: Tensor  # int64
+    trained_RS: Tensor  # bool, where a position predicts a token of an answer
+    layout: SharedPrompts | None  # None: every row is one sequence
+    # bool, the same and the position behind each answer, where it is there for a critic
+    valued_RS: Tensor | None = None
 
 
 class LogProbHead(nn.Module):
@@ -59,33 +73,53 @@ class Policy(nn.Module):
 
     def forward(
         self,
-        inputs_BT: Tensor,
+        rows: Rows,
         targets_BT: Tensor,
         mask_BT: Tensor,
         temperature: float,
-        layout: SharedPrompts | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """(log-probs, entropies), each (B, T) float32, 0 where `mask_BT` is 0.
-
-        Without a layout every row is one right-padded sequence, which needs no attention mask: no
-        real token attends to what follows it.
-        """
-        how = {}
-        if layout is not None:
-            how["attention_mask"] = layout.attention_mask()
-            how["position_ids"] = layout.positions_BT
-        hidden_BTH = self.hf.base_model(
-            input_ids=inputs_BT, use_cache=False, **how
-        ).last_hidden_state
+        """(log-probs, entropies) of B answers of T tokens, float32, 0 where `mask_BT` is 0."""
+        hidden_RSH = _hidden_states(self.hf.base_model, rows)
         trained_BT = mask_BT > 0
         logprobs_N, entropies_N = self.hf.lm_head(
-            hidden_BTH[trained_BT], targets_BT[trained_BT], temperature
+            hidden_RSH[rows.trained_RS], targets_BT[trained_BT], temperature
         )
         blank_BT = torch.zeros(mask_BT.shape, dtype=logprobs_N.dtype, device=mask_BT.device)
         return (
             blank_BT.masked_scatter(trained_BT, logprobs_N),
             blank_BT.masked_scatter(trained_BT, entropies_N),
         )
+
+
+class Critic(nn.Module):
+    """A model that gives every position of an answer its value; 0 everywhere at first."""
+
+    def __init__(self, trunk: Any) -> None:
+        super().__init__()
+        self.hf = trunk
+        hidden_size = trunk.config.get_text_config().hidden_size
+        self.head = nn.Linear(hidden_size, 1, bias=False, dtype=trunk.dtype)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, rows: Rows, mask_BU: Tensor) -> Tensor:
+        """(B, U) float32, 0 where `mask_BU` is 0. Entry t is the value before token t; the one
+        behind the last token is that of going on, so U is T + 1."""
+        assert rows.valued_RS is not None
+        values_N = self.head(_hidden_states(self.hf, rows)[rows.valued_RS])[:, 0]
+        dtype = torch.promote_types(values_N.dtype, torch.float32)
+        blank_BU = torch.zeros(mask_BU.shape, dtype=dtype, device=mask_BU.device)
+        return blank_BU.masked_scatter(mask_BU > 0, values_N.to(dtype))
+
+
+def _hidden_states(trunk: Any, rows: Rows) -> Tensor:
+    """(R, S, H). Without a layout every row is one right-padded sequence, which needs no attention
+    mask: no real token attends to what follows it."""
+    how = {}
+    if rows.layout is not None:
+        how["attention_mask"] = rows.layout.attention_mask()
+        how["position_ids"] = rows.layout.positions_RS
+    hidden_RSH: Tensor = trunk(input_ids=rows.inputs_RS, use_cache=False, **how).last_hidden_state
+    return hidden_RSH
 
 
 def sharing_width(policy: Policy) -> int:
@@ -106,11 +140,11 @@ def sharing_width(policy: Policy) -> int:
     return int(config.hidden_size) if can_share else 0
 
 
-def recompute_activations(policy: Policy) -> None:
+def recompute_activations(model: Policy | Critic) -> None:
     """Trade time for memory. transformers does it in training mode only, so dropout goes too."""
-    policy.hf.gradient_checkpointing_enable({"use_reentrant": False})
-    policy.train()
-    for module in policy.modules():
+    model.hf.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         if hasattr(module, "attention_dropout"):
@@ -121,12 +155,23 @@ def load_policy(config: ModelConfig) -> Policy:
     """The model of the job file, in its dtype."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
-        config.path,
-        revision=config.revision,
+    return Policy(_load(AutoModelForCausalLM, config.path, config))
+
+
+def load_critic(config: ModelConfig, path: str | None) -> Critic:
+    """A critic whose trunk starts from `path`, or from the model of the job file."""
+    from transformers import AutoModel
+
+    return Critic(_load(AutoModel, path or config.path, config))
+
+
+def _load(kind: Any, path: str, config: ModelConfig) -> Any:
+    model = kind.from_pretrained(
+        path,
+        revision=config.revision if path == config.path else None,
         trust_remote_code=config.trust_remote_code,
         dtype=getattr(torch, config.dtype),
         attn_implementation="sdpa",
     )
     model.config.use_cache = False
-    return Policy(model)
+    return model

@@ -1,6 +1,8 @@
 """One learner step: a batch in, changed weights and metrics out. Knows no Ray.
 
-    advantages of the whole batch (every rank computes the same)
+    scores of the whole batch (every rank has all of them)
+    what the step needs of its first policy: pi_old's and the reference's log-probs
+    advantages
     per epoch, per minibatch:
         per microbatch: forward, loss over the global denominator, backward
         one optimizer step
@@ -13,209 +15,233 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
 
-from learner.algorithms import advantages as advantage_functions
-from learner.algorithms.corrections import truncated_weights
 from learner.algorithms.kl import kl_estimate
-from learner.algorithms.losses import aggregate, denominator_of, ppo_clip
-from learner.batching import microbatches, minibatches
+from learner.algorithms.losses import LossAndMetrics, denominator_of
+from learner.credit import assign_advantages, scores_of
 from learner.engine import LearnerEngine, learning_rate_at
-from learner.policy import Policy, sharing_width
-from learner.tensors import Row, Sample, SampleTensors, rows_of, samples_of, to_tensors
-from slipstream.config.job import AdvantageConfig, AlgorithmConfig, JobConfig
+from learner.minibatch import Microbatch, Minibatch, cut
+from learner.objective import critic_loss_of, loss_of
+from learner.policy import Policy, Rows, sharing_width
+from learner.state import AlgorithmState
+from learner.tensors import samples_of
+from slipstream.config.job import JobConfig
 from slipstream.errors import SlipstreamError
 from slipstream.records import Batch
+
+Forward = Callable[[Rows, Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 
 class NotFinite(SlipstreamError):
     """The gradient of a step is not finite; its weights must not be published."""
 
 
-@dataclass(slots=True)
-class _Microbatch:
-    """Of this rank, and pi_old's log-probs where they were computed ahead."""
-
-    tensors: SampleTensors
-    num_input_tokens: int  # without padding
-    old_logprobs_BT: Tensor | None = None
-
-
-@dataclass(slots=True)
-class _Minibatch:
-    """What one optimizer step trains on; the counts are of all ranks together."""
-
-    microbatches: list[_Microbatch]
-    num_tokens: int  # of the answers
-    num_rollouts: int
-
-
 class LearnerStep:
-    """Applies the job's algorithm. `reference` is the frozen model of the KL term, if any."""
+    """Applies the job's algorithm. `reference` is the frozen model of the KL term, if any, and
+    `critic` the engine of the model that values answers, if the advantage needs one."""
 
-    def __init__(self, job: JobConfig, engine: LearnerEngine, reference: Policy | None) -> None:
+    def __init__(
+        self,
+        job: JobConfig,
+        engine: LearnerEngine,
+        reference: Policy | None,
+        critic: LearnerEngine | None = None,
+    ) -> None:
+        self.state = AlgorithmState.of(job.algorithm)
         self._job = job
+        self._algorithm = job.algorithm
         self._engine = engine
         self._reference = reference
-        self._width = sharing_width(engine.policy)
+        self._critic = critic
+        self._width = sharing_width(engine.model)
 
     def run(self, batch: Batch) -> dict[str, float]:
         """Train on `batch`; returns metrics that are the same on every rank."""
-        algorithm = self._job.algorithm
-        samples = samples_of(batch)
-        advantages = _advantages(samples, algorithm.advantage)
-        parts = [
-            self._prepare(samples, advantages, groups)
-            for groups in minibatches(len(batch.groups), algorithm.minibatches)
-        ]
-        if algorithm.epochs * algorithm.minibatches > 1 and algorithm.old_logprobs == "learner":
-            self._compute_old_logprobs([entry for part in parts for entry in part.microbatches])
-        totals: Counter[str] = Counter()
-        rate = learning_rate_at(batch.version, self._job.learner)
-        for _ in range(algorithm.epochs):
-            for part in parts:
-                totals.update(self._optimizer_step(part, rate))
-        return _summary(totals, algorithm, rate)
-
-    def _prepare(self, samples: list[Sample], advantages: list[float], groups: range) -> _Minibatch:
-        """The minibatch made of `groups`, with this rank's microbatches."""
-        chosen = [index for index, sample in enumerate(samples) if sample.group in groups]
-        first, last = chosen[0], chosen[-1] + 1
-        samples, advantages = samples[first:last], advantages[first:last]
-        rows = rows_of(samples, self._width)
-        cut = microbatches(
-            [row.num_tokens for row in rows],
-            max_tokens=self._job.learner.max_tokens_per_microbatch,
-            num_ranks=self._engine.num_ranks,
+        samples, engine = samples_of(batch), self._engine
+        scores = scores_of(self._job, samples)
+        parts = cut(
+            self._job,
+            samples,
+            width=self._width,
+            rank=engine.rank,
+            num_ranks=engine.num_ranks,
+            device=engine.device,
         )
-        return _Minibatch(
-            [
-                self._microbatch([rows[place] for place in part], samples, advantages)
-                for part in cut[self._engine.rank]
-            ],
-            num_tokens=sum(sample.rollout.num_tokens for sample in samples),
-            num_rollouts=len(samples),
+        entries = [entry for part in parts for entry in part.microbatches]
+        self._compute_ahead(entries)
+        assign_advantages(self._algorithm, self.state, scores, entries, engine.all_sum)
+        rate = learning_rate_at(batch.version, self._job.learner) * self._rate_factor(batch)
+        summary = _summary(list(self._updates(parts, *self._rates(batch.version, rate))))
+        self.state.update(
+            self._algorithm,
+            scores_B=scores.scores_B,
+            kl_reference=summary.get("kl_reference"),
+            kl_old=summary["kl_old"],
+            entropy=summary["entropy"],
         )
+        if self._reference is not None and self._algorithm.kl.reference_step > 0:
+            engine.move(self._reference, self._algorithm.kl.reference_step)
+        return {"learning_rate": rate, **summary}
 
-    def _microbatch(
-        self, rows: list[Row], samples: list[Sample], advantages: list[float]
-    ) -> _Microbatch:
-        tensors = to_tensors(rows, samples, advantages, self._engine.device)
-        return _Microbatch(tensors, num_input_tokens=sum(row.num_tokens for row in rows))
-
-    def _forward(self, tensors: SampleTensors) -> tuple[Tensor, Tensor]:
-        return self._engine.forward(
-            tensors.inputs_BT,
-            tensors.targets_BT,
-            tensors.mask_BT,
-            self._job.rollout.temperature,
-            tensors.layout,
-        )
+    def _rate_factor(self, batch: Batch) -> float:
+        """What the learning rate is multiplied by."""
+        config = self._algorithm.rate
+        if config is not None and config.kind == "lag":
+            lags = [entry.lag for entry in batch.groups]
+            return float((1.0 + sum(lags) / len(lags)) ** -config.power)
+        return self.state.rate_factor
 
     @torch.no_grad()
-    def _compute_old_logprobs(self, entries: list[_Microbatch]) -> None:
+    def _compute_ahead(self, entries: Iterable[Microbatch]) -> None:
+        """pi_old's log-probs where pi moves away from it or where rewards depend on them, the
+        reference's, and the critic's values."""
+        algorithm = self._algorithm
+        moves = algorithm.epochs * algorithm.minibatches > 1 or algorithm.trust_region is not None
+        in_reward = self._reference is not None and algorithm.kl.place == "reward"
         for entry in entries:
-            entry.old_logprobs_BT, _ = self._forward(entry.tensors)
+            if algorithm.old_logprobs == "behaviour":
+                entry.old_logprobs_BT = entry.tensors.behaviour_logprobs_BT
+            elif moves or in_reward:
+                entry.old_logprobs_BT, _ = self._forward(entry)
+            if self._reference is not None:
+                entry.reference_logprobs_BT, _ = self._forward(entry, self._reference)
+            if self._critic is not None:
+                entry.old_values_BU = self._values(self._critic, entry)
 
-    def _optimizer_step(self, part: _Minibatch, rate: float) -> Counter[str]:
+    def _forward(self, entry: Microbatch, model: Forward | None = None) -> tuple[Tensor, Tensor]:
+        """(log-probs, entropies) of the policy, or of another model."""
+        tensors = entry.tensors
+        return (model or self._engine.forward)(
+            tensors.rows, tensors.targets_BT, tensors.mask_BT, self._job.rollout.temperature
+        )
+
+    def _values(self, critic: LearnerEngine, entry: Microbatch) -> Tensor:
+        values_BU: Tensor = critic.forward(entry.tensors.rows, entry.tensors.mask_BU)
+        return values_BU
+
+    def _rates(self, version: int, rate: float) -> tuple[float, float]:
+        """The policy's learning rate, 0 while only the critic learns, and the critic's."""
+        if self._critic is None:
+            return rate, 0.0
+        config = self._algorithm.critic
+        critic_rate = rate * config.learning_rate / self._job.learner.learning_rate
+        return (rate if version >= config.warmup_steps else 0.0), critic_rate
+
+    def _updates(
+        self, parts: list[Minibatch], rate: float, critic_rate: float
+    ) -> Iterator[Counter[str]]:
+        """The sums of every optimizer step, until KL to pi_old is above `max_kl`."""
+        max_kl = self._algorithm.max_kl
+        for _ in range(self._algorithm.epochs):
+            for part in parts:
+                totals = self._update_within_region(part, rate)
+                if self._critic is not None:
+                    totals.update(self._update_critic(self._critic, part, critic_rate))
+                yield totals
+                if max_kl is not None and totals["kl_old"] > max_kl * totals["num_tokens"]:
+                    return
+
+    def _update_within_region(self, part: Minibatch, rate: float) -> Counter[str]:
+        """An update, of which so much is taken back that KL to pi_old stays in the bound."""
+        region = self._algorithm.trust_region
+        if region is None:
+            return self._update_policy(part, rate)
+        before = self._engine.snapshot()
+        totals = self._update_policy(part, rate)
+        totals["halvings"] = 0
+        for halving in range(region.max_halvings + 1):
+            if self._kl_old(part) <= region.max_kl:
+                break
+            last = halving == region.max_halvings
+            self._engine.return_to(before, 1.0 if last else 0.5)
+            totals["halvings"] += 1
+        return totals
+
+    @torch.no_grad()
+    def _kl_old(self, part: Minibatch) -> float:
+        """Mean per token of all ranks, now."""
+        sums = torch.zeros(2, device=self._engine.device)
+        for entry in part.microbatches:
+            assert entry.old_logprobs_BT is not None
+            logprobs_BT, _ = self._forward(entry)
+            kl_BT = kl_estimate(entry.old_logprobs_BT, logprobs_BT, "k3")
+            sums += torch.stack([kl_BT.sum(), entry.tensors.mask_BT.sum()])
+        total, num_tokens = self._engine.all_sum(sums)
+        return float(total / num_tokens.clamp(min=1.0))
+
+    def _update_policy(self, part: Minibatch, rate: float) -> Counter[str]:
         denominator = denominator_of(
-            self._job.algorithm.aggregate,
+            self._algorithm.aggregate,
             num_tokens=part.num_tokens,
             num_rollouts=part.num_rollouts,
             max_tokens=self._job.rollout.max_new_tokens,
         )
-        sums: dict[str, Tensor] = {}
-        for place, entry in enumerate(part.microbatches, start=1):
-            loss, metrics = self._loss(entry, denominator)
-            self._engine.backward(loss, last=place == len(part.microbatches))
-            for name, value in metrics.items():
-                sums[name] = sums.get(name, torch.zeros((), device=loss.device)) + value
-        norm = self._engine.step(rate)
-        if not math.isfinite(norm):
-            raise NotFinite(f"the gradient norm is {norm}; lower learner.learning_rate?")
-        names = sorted(sums)
-        totals = self._engine.all_sum(torch.stack([sums[name] for name in names])).tolist()
-        return Counter({**dict(zip(names, totals, strict=True)), "grad_norm": norm})
 
-    def _loss(self, entry: _Microbatch, denominator: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """The microbatch's share of the loss, and metrics as sums over its tokens."""
-        algorithm, tensors = self._job.algorithm, entry.tensors
-        mask_BT, mu_BT = tensors.mask_BT, tensors.behaviour_logprobs_BT
-        logprobs_BT, entropies_BT = self._forward(tensors)
-        old_BT = mu_BT if algorithm.old_logprobs == "behaviour" else entry.old_logprobs_BT
-        if old_BT is None:
-            old_BT = logprobs_BT.detach()
-        loss_BT, metrics = ppo_clip(
-            logprobs_BT,
-            old_BT,
-            tensors.advantages_BT,
-            mask_BT,
-            clip_low=algorithm.loss.clip_low,
-            clip_high=algorithm.loss.clip_high,
-            dual_clip=algorithm.loss.dual_clip,
-        )
-        mismatch_BT = (old_BT - mu_BT).detach() * mask_BT
-        if algorithm.correction.kind == "truncated":
-            weights_BT = truncated_weights(
-                mismatch_BT, mask_BT, level=algorithm.correction.level, cap=algorithm.correction.cap
+        def loss(entry: Microbatch) -> LossAndMetrics:
+            logprobs_BT, entropies_BT = self._forward(entry)
+            return loss_of(
+                self._algorithm,
+                self.state,
+                entry,
+                logprobs_BT,
+                entropies_BT,
+                denominator=max(1.0, denominator),
             )
-            loss_BT = loss_BT * weights_BT
-            metrics["correction_weight"] = (weights_BT * mask_BT).sum()
-        if self._reference is not None:
-            kl_BT = self._kl(tensors, logprobs_BT) * mask_BT
-            loss_BT = loss_BT + algorithm.kl.coefficient * kl_BT
-            metrics["kl_reference"] = kl_BT.detach().sum()
-        loss = aggregate(loss_BT, mask_BT, algorithm.aggregate, denominator=denominator)
-        metrics |= {
-            "loss": loss.detach(),
-            "num_tokens": mask_BT.sum(),
-            "entropy": entropies_BT.sum(),
-            "mu_mismatch": mismatch_BT.abs().sum(),
-            "input_tokens": torch.tensor(float(entry.num_input_tokens), device=mask_BT.device),
-            "padded_tokens": torch.tensor(float(mask_BT.numel()), device=mask_BT.device),
-        }
-        return loss, metrics
 
-    def _kl(self, tensors: SampleTensors, logprobs_BT: Tensor) -> Tensor:
-        assert self._reference is not None
-        with torch.no_grad():
-            reference_BT, _ = self._reference(
-                tensors.inputs_BT,
-                tensors.targets_BT,
-                tensors.mask_BT,
-                self._job.rollout.temperature,
-                tensors.layout,
-            )
-        return kl_estimate(logprobs_BT, reference_BT, self._job.algorithm.kl.estimator)
+        return _descend(self._engine, part, loss, rate)
+
+    def _update_critic(self, critic: LearnerEngine, part: Minibatch, rate: float) -> Counter[str]:
+        def loss(entry: Microbatch) -> LossAndMetrics:
+            values_BU = self._values(critic, entry)
+            clip = self._algorithm.critic.clip
+            return critic_loss_of(clip, entry, values_BU, num_tokens=part.num_tokens)
+
+        totals = _descend(critic, part, loss, rate)
+        totals["value_grad_norm"] = totals.pop("grad_norm")
+        return totals
 
 
-def _advantages(samples: list[Sample], config: AdvantageConfig) -> list[float]:
-    """One number a sample, from the rewards of the whole batch."""
-    scores_B = torch.tensor([sample.rollout.reward for sample in samples], dtype=torch.float32)
-    group_B = torch.tensor([sample.group for sample in samples])
-    match config.kind:
-        case "grpo":
-            advantages_B = advantage_functions.grpo(
-                scores_B, group_B, scale=config.scale, unbiased=config.unbiased, eps=config.eps
-            )
-        case "reinforce":
-            advantages_B = advantage_functions.reinforce(scores_B, baseline=config.baseline)
-    return [float(value) for value in advantages_B]
+def _descend(
+    engine: LearnerEngine,
+    part: Minibatch,
+    loss_of_entry: Callable[[Microbatch], LossAndMetrics],
+    rate: float,
+) -> Counter[str]:
+    """One optimizer step; the metrics' sums over all ranks, and the gradient's norm."""
+    sums: dict[str, Tensor] = {}
+    for place, entry in enumerate(part.microbatches, start=1):
+        loss, metrics = loss_of_entry(entry)
+        engine.backward(loss, last=place == len(part.microbatches))
+        for name, value in metrics.items():
+            sums[name] = sums.get(name, torch.zeros((), device=loss.device)) + value
+    norm = engine.step(rate)
+    if not math.isfinite(norm):
+        raise NotFinite(f"the gradient norm is {norm}; lower learner.learning_rate?")
+    names = sorted(sums)
+    totals = engine.all_sum(torch.stack([sums[name] for name in names])).tolist()
+    return Counter({**dict(zip(names, totals, strict=True)), "grad_norm": norm})
 
 
-def _summary(totals: Counter[str], algorithm: AlgorithmConfig, rate: float) -> dict[str, float]:
+def _summary(updates: list[Counter[str]]) -> dict[str, float]:
     """Means per token, and per update where a figure belongs to one."""
-    values = dict(totals)
-    num_updates = algorithm.epochs * algorithm.minibatches
+    values: Counter[str] = Counter()
+    for update in updates:
+        values.update(update)
+    num_updates = len(updates)
     num_tokens = max(1.0, values.pop("num_tokens"))
     inputs, padded = values.pop("input_tokens"), values.pop("padded_tokens")
     return {
+        "num_updates": num_updates,
         "loss": values.pop("loss") / num_updates,
-        "grad_norm": values.pop("grad_norm") / num_updates,
-        "learning_rate": rate,
+        **{
+            name: values.pop(name) / num_updates
+            for name in ("grad_norm", "value_grad_norm", "halvings")
+            if name in values
+        },
         "padding_share": 1.0 - inputs / padded,
         **{name: value / num_tokens for name, value in values.items()},
     }

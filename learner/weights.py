@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from learner.engine import LearnerEngine, full_numel
+from learner.policy import Rows
 from slipstream.records import Probe, TensorSpec, TokenIds, WeightUpdate
 
 Named = tuple[str, Tensor]
@@ -40,7 +41,7 @@ def full_parameters(
 
 def named_parameters(engine: LearnerEngine) -> list[tuple[str, Any]]:
     """(name, parameter) in the order in which they are sent; tied ones under each name."""
-    return list(engine.policy.hf.named_parameters(remove_duplicate=False))
+    return list(engine.model.hf.named_parameters(remove_duplicate=False))
 
 
 def _buckets(named: list[tuple[str, Any]], bucket_bytes: int) -> Iterator[list[tuple[str, Any]]]:
@@ -134,7 +135,8 @@ class Prober:
         """At temperature 1; every rank calls it."""
         tokens_1T = torch.from_numpy(self._token_ids.astype(np.int64))[None].to(self._engine.device)
         mask_1T = torch.ones(tokens_1T[:, 1:].shape, device=self._engine.device)
-        logprobs_1T, _ = self._engine.forward(tokens_1T[:, :-1], tokens_1T[:, 1:], mask_1T, 1.0)
+        rows = Rows(tokens_1T[:, :-1], mask_1T > 0, None)
+        logprobs_1T, _ = self._engine.forward(rows, tokens_1T[:, 1:], mask_1T, 1.0)
         return Probe(
             token_ids=self._token_ids, logprobs=logprobs_1T[0].float().cpu().numpy().copy()
         )

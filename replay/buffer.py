@@ -108,7 +108,11 @@ class ReplayBuffer:
             return self._refuse(group, lease, f"lease {group.lease_id} of {group.worker}")
         del self._leases.running[lease.lease_id]
         refusal = check_group(
-            group, lease, group_size=self.rules.group_size, newest_version=self._newest_version()
+            group,
+            lease,
+            group_size=self.rules.group_size,
+            needs_greedy=self.rules.needs_greedy,
+            newest_version=self._newest_version(),
         )
         if refusal is not None:
             self._issuer.failed(lease.prompt.ordinal)

@@ -12,7 +12,12 @@ Refusal = tuple[RefusalReason, str]  # with a detail for people
 
 
 def check_group(
-    group: Group, lease: Lease, *, group_size: int, newest_version: int
+    group: Group,
+    lease: Lease,
+    *,
+    group_size: int,
+    newest_version: int,
+    needs_greedy: bool = False,
 ) -> Refusal | None:
     """Why `group`, pushed under its own running `lease`, may not enter, or None.
 
@@ -32,6 +37,8 @@ def check_group(
         return RefusalReason.WRONG_PROMPT, "the prompt's tokens differ from the lease's"
     if len(group.rollouts) != group_size:
         return RefusalReason.WRONG_GROUP_SIZE, f"{len(group.rollouts)} rollouts, not {group_size}"
+    if needs_greedy and (group.greedy_reward is None or not math.isfinite(group.greedy_reward)):
+        return RefusalReason.BAD_REWARD, f"of the greedy answer: {group.greedy_reward}"
     for rollout in group.rollouts:
         refusal = _check_tokens(rollout) or _check_spans(
             rollout, min_version=lease.min_version, newest_version=newest_version

@@ -13,6 +13,7 @@ class Rules:
     """The settings that the state machine follows; see `slipstream.config.job`."""
 
     group_size: int  # G, rollouts of one prompt
+    needs_greedy: bool = False  # every group comes with the reward of a greedy answer
     groups_per_batch: int  # B, groups of one learner step
     num_steps: int  # the version at which the job is over
     max_staleness: int  # S, bound on lag, in policy versions
@@ -31,6 +32,7 @@ class Rules:
         replay = job.replay
         return cls(
             group_size=job.rollout.group_size,
+            needs_greedy=job.algorithm.needs_greedy,
             groups_per_batch=job.learner.groups_per_batch,
             num_steps=job.learner.num_steps,
             max_staleness=replay.max_staleness,

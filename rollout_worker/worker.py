@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from rollout_worker.adoption import Adoption
-from rollout_worker.engine import Engine, Generation, GenerationRequest
+from rollout_worker.engine import GREEDY, Engine, Generation, GenerationRequest
 from rollout_worker.evaluation import Evaluation, Evaluator
 from rollout_worker.reward_pool import RewardPool, Score
 from slipstream.config.job import JobConfig
@@ -90,6 +90,8 @@ class RolloutWorker:
         self._rewards = rewards
         self._decode = decode
         self._events = events
+        # Of one prompt: its rollouts, and perhaps a greedy answer in the last place.
+        self._num_answers = job.rollout.group_size + job.algorithm.needs_greedy
         self._busy = Busy()
         self._open: dict[int, _OpenGroup] = {}  # by lease id
         self._held: deque[tuple[Lease, float]] = deque()  # wait for their version; drop at
@@ -189,8 +191,7 @@ class RolloutWorker:
 
     def _num_free_groups(self) -> int:
         slots = self._job.rollout.num_slots - self._engine.num_running
-        size = self._job.rollout.group_size
-        return slots // size - len(self._held)
+        return slots // self._num_answers - len(self._held)
 
     def _is_idle(self) -> bool:
         return not (self._open or self._held or self._put_calls) and self._evaluator.idle
@@ -202,24 +203,25 @@ class RolloutWorker:
             if time.monotonic() > drop_at_s:
                 continue  # replay has issued it again
             self._open[lease.lease_id] = _OpenGroup(lease)
-            for place in range(self._job.rollout.group_size):
+            for place in range(self._num_answers):
                 self._engine.submit(self._request(lease, place))
 
     def _request(self, lease: Lease, place: int) -> GenerationRequest:
         rollout = self._job.rollout
+        is_greedy = place == rollout.group_size
         return GenerationRequest(
             request_id=f"{lease.lease_id}/{place}",
             prompt_token_ids=lease.prompt.token_ids,
             max_new_tokens=rollout.max_new_tokens,
-            temperature=rollout.temperature,
+            temperature=GREEDY if is_greedy else rollout.temperature,
             top_p=rollout.top_p,
             seed=rollout_seed(self._job.seed, lease.prompt.ordinal, lease.attempt, place),
         )
 
     def _abandon(self) -> None:
         """The job is over: forget what is in flight."""
-        size = self._job.rollout.group_size
-        self._engine.abort([f"{lease}/{place}" for lease in self._open for place in range(size)])
+        places = range(self._num_answers)
+        self._engine.abort([f"{lease}/{place}" for lease in self._open for place in places])
         self._open.clear()
         self._held.clear()
         self._next_ask_s = time.monotonic() + REPORT_EVERY_S
@@ -243,7 +245,7 @@ class RolloutWorker:
         if group is None:
             return  # abandoned
         group.finished[place] = generation
-        if len(group.finished) == self._job.rollout.group_size:
+        if len(group.finished) == self._num_answers:
             answers = [self._decode(group.finished[i].token_ids) for i in sorted(group.finished)]
             prompt = group.lease.prompt
             group.scores = self._rewards.score(prompt.text, answers, prompt.item)
@@ -261,7 +263,8 @@ class RolloutWorker:
     def _to_record(self, group: _OpenGroup) -> Group:
         assert group.scores is not None
         generations = [group.finished[place] for place in sorted(group.finished)]
-        scores = group.scores.result()
+        scores, size = group.scores.result(), self._job.rollout.group_size
+        greedy = scores[size] if self._job.algorithm.needs_greedy else None
         return Group(
             lease_id=group.lease.lease_id,
             worker=self._name,
@@ -271,9 +274,10 @@ class RolloutWorker:
             prompt_token_ids=group.lease.prompt.token_ids,
             rollouts=tuple(
                 self._rollout(generation, score)
-                for generation, score in zip(generations, scores, strict=True)
+                for generation, score in zip(generations[:size], scores, strict=False)
                 if not isinstance(score, RolloutFailure)
             ),
+            greedy_reward=None if isinstance(greedy, RolloutFailure) else greedy,
             failures=tuple(score for score in scores if isinstance(score, RolloutFailure)),
         )
 

@@ -136,6 +136,7 @@ class Group:
     attempt: int
     prompt_token_ids: TokenIds  # (P,)
     rollouts: tuple[Rollout, ...]
+    greedy_reward: float | None = None  # of one more answer, which does not train; for ReMax
     failures: tuple[RolloutFailure, ...] = ()
 
     @property

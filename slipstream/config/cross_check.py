@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from slipstream.config.algorithm import GeometricMask, IcepopCorrection
 from slipstream.config.job import JobConfig, PlacementConfig
 
 Finding = tuple[str, str]  # dotted key, message
@@ -12,7 +13,7 @@ MIN_CALL_TIMEOUT_S = 5.0
 
 def cross_check(job: JobConfig) -> list[Finding]:
     """Everything that single fields cannot tell."""
-    checks = (_devices, _staleness, _precision, _batches, _weights, _times)
+    checks = (_devices, _staleness, _precision, _algorithm, _batches, _weights, _times)
     return [finding for check in checks for finding in check(job)]
 
 
@@ -77,19 +78,58 @@ def _precision(job: JobConfig) -> Iterator[Finding]:
         )
 
 
+def _algorithm(job: JobConfig) -> Iterator[Finding]:
+    algorithm, kl, entropy = job.algorithm, job.algorithm.kl, job.algorithm.entropy
+    if kl.adaptive is not None and kl.coefficient == 0:
+        yield "algorithm.kl.adaptive", "starts from algorithm.kl.coefficient; set that above 0"
+    if entropy.target is not None and entropy.coefficient == 0:
+        yield (
+            "algorithm.entropy.target",
+            "starts from algorithm.entropy.coefficient; set that above 0",
+        )
+    if algorithm.overlong.buffer_tokens > job.rollout.max_new_tokens:
+        yield (
+            "algorithm.overlong.buffer_tokens",
+            f"{algorithm.overlong.buffer_tokens} is more than the longest answer "
+            f"({job.rollout.max_new_tokens} tokens, rollout.max_new_tokens); lower it",
+        )
+    for key, band in (("correction", algorithm.correction), ("mask", algorithm.mask)):
+        if isinstance(band, IcepopCorrection | GeometricMask) and band.low >= band.high:
+            yield (
+                f"algorithm.{key}.low",
+                f"{band.low:g} is not below high ({band.high:g}), so no token would train",
+            )
+    one_update = algorithm.epochs * algorithm.minibatches == 1
+    if algorithm.max_kl is not None and one_update:
+        yield (
+            "algorithm.max_kl",
+            "ends the passes over a batch early, and there is only one; raise algorithm.epochs or "
+            "algorithm.minibatches",
+        )
+    if algorithm.rate is not None and algorithm.rate.kind == "kl" and one_update:
+        yield (
+            "algorithm.rate",
+            "KL to pi_old is 0 where a step is one update; raise algorithm.epochs or "
+            "algorithm.minibatches, or set kind: lag",
+        )
+    if kl.reference_step > 0 and kl.coefficient == 0:
+        yield "algorithm.kl.reference_step", "no reference without algorithm.kl.coefficient above 0"
+
+
 def _batches(job: JobConfig) -> Iterator[Finding]:
     rollout, learner, algorithm = job.rollout, job.learner, job.algorithm
-    if rollout.num_slots < rollout.group_size:
+    num_answers = rollout.group_size + algorithm.needs_greedy
+    if rollout.num_slots < num_answers:
         yield (
             "rollout.num_slots",
-            f"{rollout.num_slots} slots do not hold one group of {rollout.group_size}; raise it to "
-            "at least rollout.group_size",
+            f"{rollout.num_slots} slots do not hold one group of {num_answers}; raise it to at "
+            "least that",
         )
-    if rollout.group_size == 1 and algorithm.advantage.kind == "grpo":
+    if rollout.group_size == 1 and algorithm.advantage.kind in ("grpo", "rloo"):
         yield (
             "rollout.group_size",
-            "with one rollout a group, every GRPO advantage is 0; use 2 or more, or "
-            "algorithm.advantage: {kind: reinforce}",
+            f"with one rollout a group, every {algorithm.advantage.kind} advantage is 0; use 2 or "
+            "more, or algorithm.advantage: {kind: reinforce}",
         )
     if rollout.group_size == 1 and job.replay.dynamic_sampling:
         yield (

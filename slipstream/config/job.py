@@ -10,24 +10,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-PositiveInt = Annotated[int, Field(ge=1)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+from slipstream.config.algorithm import AlgorithmConfig
+from slipstream.config.section import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+)
+
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Mode = Literal["sync", "split", "buffered", "multinode"]
 Dtype = Literal["float32", "bfloat16"]
-Aggregation = Literal["token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "token_sum_norm"]
 OnStale = Literal["wait", "requeue", "drop", "clip"]
 Select = Literal["fifo", "freshest", "priority", "random"]
-
-
-class Section(BaseModel):
-    """Base of every section."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelConfig(Section):
@@ -123,73 +121,6 @@ class ReasoningGymReward(RewardBase):
 RewardConfig = Annotated[
     FunctionReward | ExactMatchReward | ReasoningGymReward, Field(discriminator="kind")
 ]
-
-
-# --- algorithm --------------------------------------------------------------------
-
-
-class GrpoAdvantage(Section):
-    """(r - mean of the group) / (sigma + eps). DeepSeekMath, arXiv 2402.03300."""
-
-    kind: Literal["grpo"] = "grpo"
-    scale: Literal["group", "batch", "none"] = "group"  # none: Dr.GRPO, arXiv 2503.20783
-    unbiased: bool = False  # sigma with n - 1
-    eps: PositiveFloat = 1e-6
-
-
-class ReinforceAdvantage(Section):
-    """Score minus a baseline. Williams 1992."""
-
-    kind: Literal["reinforce"]
-    baseline: Literal["none", "batch_mean"] = "batch_mean"
-
-
-AdvantageConfig = Annotated[GrpoAdvantage | ReinforceAdvantage, Field(discriminator="kind")]
-
-
-class PpoClipLoss(Section):
-    """Clipped surrogate. PPO, arXiv 1707.06347; clip-higher: DAPO, arXiv 2503.14476."""
-
-    kind: Literal["ppo_clip"] = "ppo_clip"
-    clip_low: PositiveFloat = 0.2
-    clip_high: PositiveFloat = 0.2
-    dual_clip: Annotated[float, Field(gt=1)] | None = None
-
-
-LossConfig = PpoClipLoss
-
-
-class NoCorrection(Section):
-    kind: Literal["none"] = "none"
-
-
-class TruncatedCorrection(Section):
-    """min(pi_old / mu, cap) held constant, per token or per sequence."""
-
-    kind: Literal["truncated"]
-    level: Literal["token", "sequence"] = "token"
-    cap: PositiveFloat = 2.0
-
-
-CorrectionConfig = Annotated[NoCorrection | TruncatedCorrection, Field(discriminator="kind")]
-
-
-class KlConfig(Section):
-    """KL to the frozen start model as a loss term; the reference is loaded only above 0."""
-
-    coefficient: NonNegativeFloat = 0.0
-    estimator: Literal["k1", "k2", "k3"] = "k3"
-
-
-class AlgorithmConfig(Section):
-    advantage: AdvantageConfig = GrpoAdvantage()
-    loss: LossConfig = PpoClipLoss()
-    aggregate: Aggregation = "token_mean"  # see learner/algorithms/losses.py
-    old_logprobs: Literal["learner", "behaviour"] = "learner"  # behaviour: pi_old = mu
-    correction: CorrectionConfig = TruncatedCorrection(kind="truncated")
-    kl: KlConfig = KlConfig()
-    epochs: PositiveInt = 1  # passes over a batch
-    minibatches: PositiveInt = 1  # optimizer steps in one pass
 
 
 # --- roles ------------------------------------------------------------------------

@@ -29,13 +29,23 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 
+# Of sections that come in several kinds, where the job file sets a field of the usual one.
+USUAL_KINDS: Mapping[str, Any] = {
+    "algorithm": {
+        "advantage": {"kind": "grpo"},
+        "loss": {"kind": "ppo_clip"},
+        "correction": {"kind": "truncated"},
+    }
+}
+
 
 def apply_preset(raw: Mapping[str, Any]) -> dict[str, Any]:
     """`raw` laid over its mode's preset.
 
     An unknown mode gets some preset too, so that validation complains of the mode alone.
     """
-    return _overlay(PRESETS.get(str(raw.get("mode")), PRESETS["buffered"]), raw)
+    preset = PRESETS.get(str(raw.get("mode")), PRESETS["buffered"])
+    return _overlay({**preset, **USUAL_KINDS}, raw)
 
 
 def _overlay(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -103,6 +103,7 @@ def _group(
         attempt=0,
         prompt_token_ids=prompt,
         rollouts=tuple(_rollout(random, reward) for _ in range(group_size)),
+        greedy_reward=float(ordinal % 2),
     )
 
 

@@ -2,7 +2,8 @@
 
     python learner_ranks.py MODEL OUT RANK NUM_RANKS PORT SETTING...
 
-A setting is `ZERO_STAGE:MAX_TOKENS_PER_MICROBATCH[:recompute]`. Rank 0 writes OUT/<setting>.npz.
+A setting is `ZERO_STAGE:MAX_TOKENS_PER_MICROBATCH[:recompute|:critic|:region]`. Rank 0 writes
+OUT/<setting>.npz, with `critic` the critic's weights too.
 As in a job, a probe follows every step. ZeRO-3 fetches ahead as little of this small model as it
 does of a large one. A last step whose gradient is not finite must be refused on every rank.
 """
@@ -14,6 +15,8 @@ import os
 import sys
 from pathlib import Path
 from typing import Any
+
+MAX_KL = 3e-4
 
 
 def main() -> None:
@@ -59,26 +62,34 @@ def train(model: str, num_ranks: int, setting: str, out: Path) -> None:
     import torch
 
     from learner.engine import LearnerEngine
-    from learner.policy import load_policy
+    from learner.policy import load_critic, load_policy
     from learner.step import LearnerStep, NotFinite
     from learner.weights import Prober
     from tests.helpers.jobs import VOCABULARY, make_batch, make_job
 
-    stage, max_tokens, *recompute = setting.split(":")
+    stage, max_tokens, *options = setting.split(":")
     job = make_job(
         model,
+        algorithm={
+            "advantage": {"kind": "gae" if "critic" in options else "grpo"},
+            # Of which about two thirds of these updates keep inside.
+            "trust_region": {"max_kl": MAX_KL} if "region" in options else None,
+        },
         learner={
             "zero_stage": int(stage),
             "max_tokens_per_microbatch": int(max_tokens),
-            "gradient_checkpointing": bool(recompute),
+            "gradient_checkpointing": "recompute" in options,
             "num_ranks": num_ranks,
             "max_grad_norm": 0.1,
             # Adam turns rounding noise of tiny gradients into steps of this size.
             "learning_rate": 3e-4,
         },
     )
-    engine = LearnerEngine(load_policy(job.model), job, torch.device("cpu"))
-    step = LearnerStep(job, engine, None)
+    cpu = torch.device("cpu")
+    engine, critic = LearnerEngine(load_policy(job.model), job, cpu), None
+    if job.algorithm.has_critic:
+        critic = LearnerEngine(load_critic(job.model, None), job, cpu)
+    step = LearnerStep(job, engine, None, critic)
     start = weights_of(engine)
     prober = Prober(engine, vocabulary=VOCABULARY, max_tokens=16, seed=0)
     norms = []
@@ -87,6 +98,8 @@ def train(model: str, num_ranks: int, setting: str, out: Path) -> None:
         prober.measure()
         weights_of(engine)
     weights = weights_of(engine)
+    if critic is not None:
+        weights |= {f"critic.{name}": array for name, array in weights_of(critic).items()}
     if engine.rank == 0:
         moved = max(float(abs(weights[name] - start[name]).max()) for name in start)
         arrays = {"grad_norms": np.array(norms), "moved": np.array(moved)}
@@ -97,7 +110,9 @@ def train(model: str, num_ranks: int, setting: str, out: Path) -> None:
         pass
     else:
         raise AssertionError(f"{setting}: a gradient that is not finite was applied")
-    engine.close()
+    for trained in (engine, critic):
+        if trained is not None:
+            trained.close()
 
 
 def weights_of(engine: Any) -> dict[str, Any]:

@@ -16,6 +16,12 @@ from tests.helpers.jobs import make_model
 PROGRAM = Path(__file__).with_name("learner_ranks.py")
 ROOT = Path(__file__).parents[2]
 WHOLE, MANY = 4096, 40  # padded tokens: one microbatch, and about eight
+SETTINGS = [
+    *(f"{stage}:{MANY}" for stage in range(4)),
+    f"3:{MANY}:recompute",
+    *(f"{stage}:{MANY}:critic" for stage in range(4)),
+    *(f"{stage}:{MANY}:region" for stage in range(4)),
+]
 
 
 def train(model: Path, out: Path, num_ranks: int, settings: list[str]) -> None:
@@ -45,9 +51,13 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, np.
     """`ranks/setting` -> name -> array, after 5 steps."""
     directory = tmp_path_factory.mktemp("ranks")
     model = make_model(directory / "model")
-    many = [f"{stage}:{MANY}" for stage in range(4)] + [f"3:{MANY}:recompute"]
-    train(model, directory / "1", 1, [f"0:{WHOLE}", *many])
-    train(model, directory / "2", 2, many)
+    train(
+        model,
+        directory / "1",
+        1,
+        [f"0:{WHOLE}", f"0:{WHOLE}:critic", f"0:{WHOLE}:region", *SETTINGS],
+    )
+    train(model, directory / "2", 2, SETTINGS)
     return {
         f"{ranks}/{path.stem}": dict(np.load(path))
         for ranks in ("1", "2")
@@ -55,12 +65,13 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, np.
     }
 
 
-@pytest.mark.parametrize("setting", [*(f"{s}:{MANY}" for s in range(4)), f"3:{MANY}:recompute"])
+@pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("num_ranks", [1, 2])
 def test_the_weights_after_five_steps_are_the_same(
     weights: dict[str, dict[str, np.ndarray]], num_ranks: int, setting: str
 ) -> None:
-    expected, found = weights[f"1/0:{WHOLE}"], weights[f"{num_ranks}/{setting}"]
+    kind = setting[setting.rindex(":") :] if setting.endswith(("critic", "region")) else ""
+    expected, found = weights[f"1/0:{WHOLE}{kind}"], weights[f"{num_ranks}/{setting}"]
     assert found.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_allclose(found[name], array, atol=1e-5, rtol=0, err_msg=name)
@@ -68,7 +79,7 @@ def test_the_weights_after_five_steps_are_the_same(
 
 def test_training_changed_the_weights(weights: dict[str, dict[str, np.ndarray]]) -> None:
     for setting, found in weights.items():
-        assert found["moved"] > 1e-3, setting
+        assert found["moved"] > 1e-4, setting
 
 
 def test_clipping_was_exercised(weights: dict[str, dict[str, np.ndarray]]) -> None:

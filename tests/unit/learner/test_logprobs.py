@@ -39,7 +39,7 @@ def test_gradcheck() -> None:
     weight_VH = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
     targets_N = torch.randint(6, (4,))
     assert torch.autograd.gradcheck(
-        lambda hidden, weight: linear_logprobs(hidden, weight, targets_N, 0.8)[0],
+        lambda hidden, weight: linear_logprobs(hidden, weight, targets_N, 0.8),
         (hidden_NH, weight_VH),
     )
 

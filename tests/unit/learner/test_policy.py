@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from learner.policy import Policy, load_policy, recompute_activations
+from learner.policy import Policy, Rows, load_policy, recompute_activations
 from tests.helpers.jobs import VOCABULARY, make_job, make_model
 
 
@@ -15,7 +15,9 @@ def gradients(policy: Policy) -> tuple[list[torch.Tensor], int]:
     hook = attention.register_forward_hook(lambda *_: runs.append(1))
     tokens_BT = torch.arange(12).reshape(2, 6) % VOCABULARY
     mask_BT = torch.ones(2, 5)
-    logprobs_BT, _ = policy(tokens_BT[:, :-1], tokens_BT[:, 1:], mask_BT, 1.0)
+    logprobs_BT, _ = policy(
+        Rows(tokens_BT[:, :-1], mask_BT > 0, None), tokens_BT[:, 1:], mask_BT, 1.0
+    )
     logprobs_BT.sum().backward()
     hook.remove()
     return [p.grad for p in policy.parameters() if p.grad is not None], len(runs)

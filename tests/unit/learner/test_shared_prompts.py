@@ -27,19 +27,16 @@ def by_answer(
 ) -> tuple[list[np.ndarray], list[torch.Tensor]]:
     """The log-probs of every answer's tokens, and the gradients of their weighted sum."""
     policy.zero_grad()
-    advantages = [float(index % 3 - 1) for index in range(len(samples))]
-    tensors = to_tensors(rows, samples, advantages, CPU)
-    logprobs_BT, _ = policy(
-        tensors.inputs_BT, tensors.targets_BT, tensors.mask_BT, 1.0, tensors.layout
-    )
-    (logprobs_BT * tensors.advantages_BT).sum().backward()
-    found: dict[int, np.ndarray] = {}
-    for place, row in enumerate(rows):
-        values = logprobs_BT[place].detach().numpy()[tensors.mask_BT[place].numpy() > 0]
-        ends = np.cumsum([samples[index].rollout.num_tokens for index in row.indices])
-        found |= dict(zip(row.indices, np.split(values, ends[:-1]), strict=True))
+    tensors = to_tensors(rows, samples, CPU)
+    logprobs_BT, _ = policy(tensors.rows, tensors.targets_BT, tensors.mask_BT, 1.0)
+    answers = [index for row in rows for index in row.indices]
+    (logprobs_BT.sum(-1) * (torch.tensor(answers) % 3 - 1)).sum().backward()
+    found = [
+        logprobs_T[mask_T > 0].detach().numpy()
+        for logprobs_T, mask_T in zip(logprobs_BT, tensors.mask_BT, strict=True)
+    ]
     gradients = [p.grad.clone() for p in policy.parameters() if p.grad is not None]
-    return [found[index] for index in range(len(samples))], gradients
+    return found, gradients
 
 
 def test_log_probs_and_gradients_are_the_same(policy: Policy) -> None:
@@ -91,7 +88,19 @@ def test_long_answers_get_rows_of_their_own() -> None:
     )
     samples = [Sample(prompt_token_ids=np.zeros(10, np.int32), rollout=long, group=0)] * 4
     assert len(rows_of(samples, 64)) == 4
-    assert to_tensors(rows_of(samples, 64), samples, [0.0] * 4, CPU).layout is None
+    assert to_tensors(rows_of(samples, 64), samples, CPU).rows.layout is None
+
+
+def test_the_algorithms_see_answers_whatever_rows_they_were_computed_in() -> None:
+    samples = samples_of(make_batch(0, num_groups=3, group_size=4))
+    apart, together = (to_tensors(rows_of(samples, width), samples, CPU) for width in (0, 10**6))
+    assert len(together.rows.inputs_RS) == 3
+    for name in ("targets_BT", "mask_BT", "behaviour_logprobs_BT"):
+        torch.testing.assert_close(getattr(together, name), getattr(apart, name))
+    for index, sample in enumerate(samples):
+        num_tokens = sample.rollout.num_tokens
+        assert together.mask_BT[index].sum() == num_tokens
+        assert together.targets_BT[index, :num_tokens].tolist() == sample.rollout.token_ids.tolist()
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,15 @@ def test_a_group_that_is_not_the_leases(group: Group, reason: RefusalReason) -> 
     assert refusal(group) is reason
 
 
+@pytest.mark.parametrize("reward", [None, NAN, INF])
+def test_a_group_without_its_greedy_answers_reward(reward: float | None) -> None:
+    group = replace(GROUP, greedy_reward=reward)
+    refused = check_group(group, LEASE, group_size=2, newest_version=4, needs_greedy=True)
+    assert refused is not None
+    assert refused[0] is RefusalReason.BAD_REWARD
+    assert refusal(group) is None
+
+
 def test_a_failure_is_named_before_the_hole_that_it_leaves() -> None:
     failure = RolloutFailure(reason=FailureReason.REWARD_TIMEOUT, detail="10 s")
     group = replace(GROUP, rollouts=GROUP.rollouts[:1], failures=(failure,))

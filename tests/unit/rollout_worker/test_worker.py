@@ -14,6 +14,7 @@ import pytest
 from replay.buffer import ReplayBuffer
 from replay.rules import Rules
 from replay.scripted import LocalReplay, scripted_group, scripted_prompt
+from rollout_worker.engine import GREEDY, GenerationRequest
 from rollout_worker.scripted_engine import ScriptedEngine
 from rollout_worker.worker import RolloutWorker, rollout_seed
 from slipstream.errors import DeadlineExceeded, ProbeMismatch
@@ -190,6 +191,28 @@ def test_a_failed_reward_is_refused_by_reason_and_issued_again() -> None:
     assert world.buffer.stats()["failures"] == {"reward_error": 8}
     refused = [event for event in world.events.drain() if event["kind"] == "refused"]
     assert [event["reason"] for event in refused] == ["failed_rollout"] * 2
+
+
+def test_a_greedy_answer_is_scored_beside_each_group_and_does_not_train() -> None:
+    asked: list[float] = []
+
+    class Engine(ScriptedEngine):
+        def submit(self, request: GenerationRequest) -> None:
+            asked.append(request.temperature)
+            super().submit(request)
+
+    def score(prompt: str, answers: list[str], item: Any) -> list[float | RolloutFailure]:
+        return [float(index) for index in range(len(answers))]
+
+    world = World(needs_greedy=True, score=score)
+    world.job = make_job(algorithm={"advantage": {"kind": "remax"}})
+    world.engine = Engine()
+    world.worker = world.make_worker()
+    world.receiver.publish(0)
+    for entry in world.batch(0).groups:
+        assert [rollout.reward for rollout in entry.group.rollouts] == [0.0, 1.0, 2.0, 3.0]
+        assert entry.group.greedy_reward == 4.0
+    assert asked[:5] == [1.0] * 4 + [GREEDY]
 
 
 def test_on_shared_devices_it_sleeps_for_the_learners_turn() -> None:

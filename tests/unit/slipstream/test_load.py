@@ -120,7 +120,7 @@ BROKEN: list[tuple[str, str, str, list[str]]] = [
         "kind: exact_match\n  path: a:b",
         ["job.yaml:11:3", "reward.path", "unknown"],
     ),
-    ("grpo of one", "group_size: 4", "group_size: 1", ["job.yaml:12:3", "GRPO"]),
+    ("grpo of one", "group_size: 4", "group_size: 1", ["job.yaml:12:3", "grpo"]),
     (
         "a lease shorter than its scoring",
         "reward:\n  kind: exact_match",
@@ -175,6 +175,36 @@ BROKEN: list[tuple[str, str, str, list[str]]] = [
         "reward:",
         "algorithm:\n  minibatches: 9\nreward:",
         ["job.yaml:10:3", "groups"],
+    ),
+    (
+        "a learned entropy bonus of nothing",
+        "reward:",
+        "algorithm:\n  entropy: {target: 0.5}\nreward:",
+        ["job.yaml:10:13", "coefficient"],
+    ),
+    (
+        "a KL target without a coefficient",
+        "reward:",
+        "algorithm:\n  kl: {adaptive: {target: 0.01}}\nreward:",
+        ["job.yaml:10:8", "coefficient"],
+    ),
+    (
+        "a band that is empty",
+        "reward:",
+        "algorithm:\n  correction: {kind: icepop, low: 2, high: 1}\nreward:",
+        ["job.yaml:10:30", "not below high"],
+    ),
+    (
+        "an early stop with nothing to stop",
+        "reward:",
+        "algorithm:\n  max_kl: 0.1\nreward:",
+        ["job.yaml:10:3", "algorithm.epochs"],
+    ),
+    (
+        "a penalty on more than an answer",
+        "reward:",
+        "algorithm:\n  overlong: {buffer_tokens: 9999}\nreward:",
+        ["job.yaml:10:14", "max_new_tokens"],
     ),
     (
         "impatient watchdog",
