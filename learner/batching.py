@@ -12,13 +12,13 @@ from itertools import pairwise
 Microbatch = list[int]  # indices of rows; empty where another rank has one more
 
 
-def minibatches(num_groups: int, count: int) -> list[range]:
+def group_ranges(num_groups: int, count: int) -> list[range]:
     """`count` contiguous ranges of groups, sizes differing by at most one."""
     bounds = [num_groups * index // count for index in range(count + 1)]
     return [range(start, stop) for start, stop in pairwise(bounds)]
 
 
-def microbatches(
+def rows_of_ranks(
     lengths: Sequence[int], *, max_tokens: int, num_ranks: int
 ) -> list[list[Microbatch]]:
     """The microbatches of every rank, one at least.

@@ -16,10 +16,10 @@ from learner.engine import LearnerEngine
 from learner.loop import LearnerLoop, WriteCommit
 from learner.nccl import CallWorkers, NcclPublisher
 from learner.policy import Policy, load_critic, load_policy
-from learner.state import AlgorithmState
 from learner.step import LearnerStep
 from learner.weights import ObjectStorePublisher, Prober, full_parameters
 from slipstream.config.job import JobConfig
+from slipstream.errors import SlipstreamError
 from slipstream.protocols import ReplayForLearners, WeightPublisher
 from slipstream.records import WeightUpdate
 from slipstream.telemetry import EventLog
@@ -28,7 +28,6 @@ from slipstream.text import load_tokenizer
 MIB = 2**20
 # In a commit, beside the policy's files.
 CRITIC, REFERENCE = "critic", "reference.pt"
-LAYOUT_KEYS = ("num_ranks", "zero_stage")  # what DeepSpeed's files depend on
 
 
 def build_loop(
@@ -48,16 +47,17 @@ def build_loop(
     device = _join(job)
     policy = load_policy(job.model)
     engine = LearnerEngine(policy, job, device)
-    critic, reference = _critic(job, device), _reference(job, device)
+    critic, reference = _critic(job, _vocabulary(engine), device), _reference(job, device)
     step = LearnerStep(job, engine, reference, critic)
     version = 0
     if resume:
         commit = checkpoint.newest(checkpoints)
-        step.state = AlgorithmState(**engine.load(commit.learner_dir))
+        step.state.resume(job.algorithm, engine.load(commit.learner_dir))
         if critic is not None:
             critic.load(commit.learner_dir / CRITIC)
-        if reference is not None and job.algorithm.kl.reference_step > 0:
-            reference.load_state_dict(torch.load(commit.learner_dir / REFERENCE))
+        if reference is not None and job.algorithm.reference_moves:
+            saved = torch.load(commit.learner_dir / REFERENCE, map_location="cpu")
+            reference.load_state_dict(saved)
         version = commit.version
     return LearnerLoop(
         job,
@@ -82,16 +82,29 @@ def _join(job: JobConfig) -> torch.device:
 
 
 def _reference(job: JobConfig, device: torch.device) -> Policy | None:
-    """The frozen start model, whole on every rank; only where a KL term needs it."""
-    if job.algorithm.kl.coefficient == 0:
+    """The start model, whole on every rank; only where a KL term needs it."""
+    if not job.algorithm.has_reference:
         return None
-    return load_policy(job.model).to(device).eval().requires_grad_(False)
+    reference = load_policy(job.model).to(device).eval().requires_grad_(False)
+    return reference.float() if job.algorithm.reference_moves else reference
 
 
-def _critic(job: JobConfig, device: torch.device) -> LearnerEngine | None:
+def _critic(job: JobConfig, vocabulary: int, device: torch.device) -> LearnerEngine | None:
     if not job.algorithm.has_critic:
         return None
-    return LearnerEngine(load_critic(job.model, job.algorithm.critic.path), job, device)
+    path = job.algorithm.critic.path
+    critic = load_critic(job.model, path)
+    known = critic.hf.config.get_text_config().vocab_size
+    if known < vocabulary:
+        raise SlipstreamError(
+            f"algorithm.critic.path: {path} knows {known} tokens, the policy {vocabulary}; use a "
+            "model with the same tokenizer"
+        )
+    return LearnerEngine(critic, job, device)
+
+
+def _vocabulary(engine: LearnerEngine) -> int:
+    return int(engine.model.hf.config.get_text_config().vocab_size)
 
 
 def _prober(job: JobConfig, engine: LearnerEngine) -> Prober | None:
@@ -100,7 +113,7 @@ def _prober(job: JobConfig, engine: LearnerEngine) -> Prober | None:
     context = job.data.max_prompt_tokens + job.rollout.max_new_tokens
     return Prober(
         engine,
-        vocabulary=int(engine.model.hf.config.get_text_config().vocab_size),
+        vocabulary=_vocabulary(engine),
         max_tokens=context - 1,  # an engine also samples one token
         seed=job.seed,
     )
@@ -147,7 +160,7 @@ def _commit_writer(
         engine.save(directory / "learner", asdict(step.state))
         if critic is not None:
             critic.save(directory / "learner" / CRITIC, {})
-        if engine.rank == 0 and reference is not None and job.algorithm.kl.reference_step > 0:
+        if engine.rank == 0 and reference is not None and job.algorithm.reference_moves:
             torch.save(reference.state_dict(), directory / "learner" / REFERENCE)
         weights: dict[str, torch.Tensor] = {}
         for bucket in full_parameters(engine, job.weights.bucket_mib * MIB):
@@ -158,7 +171,7 @@ def _commit_writer(
                 root,
                 version,
                 replay,
-                layout={key: getattr(job.learner, key) for key in LAYOUT_KEYS},
+                layout=job.layout,
                 keep_last=job.checkpoint.keep_last,
             )
         engine.barrier()

@@ -75,14 +75,17 @@ def assign_advantages(
     scores: Scores,
     entries: Sequence[Microbatch],
     all_sum: AllSum,
-) -> None:
-    """Fill in `advantages_BT` of this rank's microbatches. Every rank calls it."""
+) -> Tensor:
+    """Fill in `advantages_BT` of this rank's microbatches; returns the scores they are of.
+
+    Every rank calls it.
+    """
     penalties = [_kl_penalty(algorithm, state, entry) for entry in entries]
     config = algorithm.advantage
     if isinstance(config, ReinforcePlusPlusAdvantage | GaeAdvantage | NStepAdvantage):
         _assign_by_token(config, scores, entries, penalties, all_sum)
-        return
-    if _in_reward(algorithm):
+        return scores.scores_B
+    if algorithm.kl_in_reward:
         total_B = torch.zeros_like(scores.scores_B)  # what KL takes off each rollout
         for entry, penalty_BT in zip(entries, penalties, strict=True):
             total_B.index_add_(0, entry.index_B, penalty_BT.sum(-1).to(total_B))
@@ -93,6 +96,7 @@ def assign_advantages(
     for entry in entries:
         mask_BT = entry.tensors.mask_BT
         entry.advantages_BT = advantages_B[entry.index_B].to(mask_BT)[:, None] * mask_BT
+    return scores.scores_B
 
 
 def _of_rollouts(
@@ -131,7 +135,7 @@ def _assign_by_token(
     """This rank's answers in one tensor, because what is whitened is the whole batch."""
     scores_B = scores.scores_B
     if config.kind == "reinforce_plus_plus" and config.baseline == "group_mean":
-        scores_B = grpo(scores_B, scores.group_B, scale="none")
+        scores_B = grpo(scores_B, scores.group_B, scale="none")  # a group can lie on several ranks
     mask_BT = _stacked([entry.tensors.mask_BT for entry in entries])
     index_B = torch.cat([entry.index_B for entry in entries])
     rewards_BT = _stacked(penalties) + _on_last_token(scores_B[index_B].to(mask_BT), mask_BT)
@@ -171,15 +175,11 @@ def _values(entries: Sequence[Microbatch]) -> tuple[Tensor, Tensor]:
 def _kl_penalty(algorithm: AlgorithmConfig, state: AlgorithmState, entry: Microbatch) -> Tensor:
     """What KL takes off the reward of each token, (B, T); 0 where it is a term of the loss."""
     mask_BT = entry.tensors.mask_BT
-    if not _in_reward(algorithm):
+    if not algorithm.kl_in_reward:
         return torch.zeros_like(mask_BT)
     assert entry.old_logprobs_BT is not None and entry.reference_logprobs_BT is not None
     kl_BT = kl_estimate(entry.old_logprobs_BT, entry.reference_logprobs_BT, algorithm.kl.estimator)
     return -state.kl_coefficient * kl_BT * mask_BT
-
-
-def _in_reward(algorithm: AlgorithmConfig) -> bool:
-    return algorithm.kl.coefficient > 0 and algorithm.kl.place == "reward"
 
 
 def _on_last_token(scores_B: Tensor, mask_BT: Tensor) -> Tensor:

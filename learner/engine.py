@@ -131,7 +131,12 @@ class LearnerEngine:
 
     @torch.no_grad()
     def return_to(self, snapshot: list[Tensor], share: float) -> None:
-        """Take back `share` of the way from the weights of `snapshot`. Every rank calls it."""
+        """Take back `share` of the way from the weights of `snapshot`; Adam's moments stay.
+
+        Every rank calls it.
+        """
+        if self._config.zero_stage == 3:
+            self._engine.empty_partition_cache()  # or the next forward uses what it has fetched
         for master, before in zip(self._masters(), snapshot, strict=True):
             master.lerp_(before, share)
         if self._config.zero_stage in (1, 2):
@@ -154,7 +159,7 @@ class LearnerEngine:
     def move(self, other: Policy, share: float) -> None:
         """Bring `other`, whole on every rank, nearer to the model by `share` of the distance.
 
-        Every rank calls it.
+        Every rank calls it. `other` is in float32: bfloat16 rounds small shares away.
         """
         pairs = zip(self.model.parameters(), other.parameters(), strict=True)
         for mine, theirs in pairs:

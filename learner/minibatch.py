@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learner.batching import microbatches, minibatches
+from learner.batching import group_ranges, rows_of_ranks
 from learner.tensors import Row, Sample, SampleTensors, rows_of, to_tensors
 from slipstream.config.job import JobConfig
 from slipstream.records import FinishReason
@@ -47,18 +47,23 @@ def cut(
     num_ranks: int,
     device: torch.device,
 ) -> list[Minibatch]:
-    """The minibatches of a batch, by groups, with `rank`'s microbatches. `width`: see `rows_of`."""
+    """The minibatches of a batch, by groups, with `rank`'s microbatches; none of nothing at all.
+
+    `width`: see `rows_of`.
+    """
     num_groups = samples[-1].group + 1
     parts = []
-    for groups in minibatches(num_groups, job.algorithm.minibatches):
+    for groups in group_ranges(num_groups, job.algorithm.minibatches):
         index = [
             place
             for place, sample in enumerate(samples)
             if sample.group in groups and _trains(job, sample)
         ]
+        if not index:
+            continue
         chosen = [samples[place] for place in index]
         rows = rows_of(chosen, width, with_ends=job.algorithm.has_critic)
-        of_ranks = microbatches(
+        of_ranks = rows_of_ranks(
             [row.num_tokens for row in rows],
             max_tokens=job.learner.max_tokens_per_microbatch,
             num_ranks=num_ranks,

@@ -19,9 +19,6 @@ from learner.minibatch import Microbatch
 from learner.state import AlgorithmState
 from slipstream.config.algorithm import AlgorithmConfig, CorrectionConfig, LossConfig, MaskConfig
 
-# Fields of a loss that are not its function's: they move one that is (`learner/state.py`).
-STEERING = ("kind", "target")
-
 
 def loss_of(
     algorithm: AlgorithmConfig,
@@ -85,7 +82,7 @@ def policy_loss(
     mask_BT: Tensor,
 ) -> LossAndMetrics:
     """The function of `learner.algorithms.losses` that the job file names, with its arguments."""
-    arguments = {k: v for k, v in config.model_dump().items() if k not in STEERING}
+    arguments = config.arguments()
     if config.kind == "ppo_kl":
         arguments["beta"] = state.beta
     function = getattr(losses, config.kind)

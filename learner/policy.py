@@ -122,20 +122,20 @@ def _hidden_states(trunk: Any, rows: Rows) -> Tensor:
     return hidden_RSH
 
 
-def sharing_width(policy: Policy) -> int:
+def sharing_width(model: Policy | Critic) -> int:
     """The hidden size of a model whose rows may hold several answers to one prompt, else 0.
 
     It must take any attention mask and any positions: full attention in every layer, and plain
     rotary embeddings (not ALiBi, which reads the mask; not positions of several axes).
     """
-    config = policy.hf.config.get_text_config()
+    config = model.hf.config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or {}
     can_share = (
         set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
         and getattr(config, "sliding_window", None) is None
         and "rope_type" in rope
         and "mrope_section" not in rope
-        and not type(policy.hf).__module__.startswith(REMOTE)
+        and not type(model.hf).__module__.startswith(REMOTE)
     )
     return int(config.hidden_size) if can_share else 0
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -12,7 +14,7 @@ from learner.algorithms.kl import AdaptiveKLController
 from slipstream.config.algorithm import AlgorithmConfig
 
 # PPO's rule for its penalty (arXiv 1707.06347, section 4).
-BETA_BAND, BETA_FACTOR = 1.5, 2.0
+BETA_BAND, BETA_FACTOR, MAX_BETA_CHANGE = 1.5, 2.0, 1024.0
 MIN_RATE_FACTOR, MAX_RATE_FACTOR = 0.1, 10.0
 
 
@@ -37,6 +39,19 @@ class AlgorithmState:
             rate_factor=1.0,
         )
 
+    def resume(self, config: AlgorithmConfig, saved: Mapping[str, Any]) -> None:
+        """Go on from a commit with what the run itself has moved; what the job file sets wins."""
+        moved = {
+            "average_score": config.advantage.kind == "reinforce",
+            "kl_coefficient": config.kl.adaptive is not None,
+            "beta": config.loss.kind == "ppo_kl" and config.loss.target is not None,
+            "entropy_coefficient": config.entropy.target is not None,
+            "rate_factor": config.rate is not None and config.rate.kind == "kl",
+        }
+        for name, is_moved in moved.items():
+            if is_moved and saved.get(name):  # neither absent nor of a run without it
+                setattr(self, name, saved[name])
+
     def update(
         self,
         config: AlgorithmConfig,
@@ -46,7 +61,8 @@ class AlgorithmState:
         kl_old: float,
         entropy: float,
     ) -> None:
-        """After a step on rollouts of these scores; the rest are means per token, of all ranks."""
+        """After a step on rollouts of these scores. `kl_old` is what the step's last update found
+        before it changed anything; all three are means per token, of all ranks."""
         advantage, loss = config.advantage, config.loss
         if advantage.kind == "reinforce":
             average = MovingAverage(advantage.decay, self.average_score)
@@ -59,9 +75,9 @@ class AlgorithmState:
             self.kl_coefficient = controller.value
         if loss.kind == "ppo_kl" and loss.target is not None:
             if kl_old > loss.target * BETA_BAND:
-                self.beta *= BETA_FACTOR
+                self.beta = min(loss.beta * MAX_BETA_CHANGE, self.beta * BETA_FACTOR)
             elif kl_old < loss.target / BETA_BAND:
-                self.beta /= BETA_FACTOR
+                self.beta = max(loss.beta / MAX_BETA_CHANGE, self.beta / BETA_FACTOR)
         if config.rate is not None and config.rate.kind == "kl":
             if kl_old > 2.0 * config.rate.target:
                 self.rate_factor = max(MIN_RATE_FACTOR, self.rate_factor / config.rate.factor)

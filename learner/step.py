@@ -57,11 +57,13 @@ class LearnerStep:
         self._engine = engine
         self._reference = reference
         self._critic = critic
-        self._width = sharing_width(engine.model)
+        models = [engine.model] if critic is None else [engine.model, critic.model]
+        self._width = min(sharing_width(model) for model in models)
 
     def run(self, batch: Batch) -> dict[str, float]:
         """Train on `batch`; returns metrics that are the same on every rank."""
-        samples, engine = samples_of(batch), self._engine
+        algorithm, engine = self._algorithm, self._engine
+        samples = samples_of(batch)
         scores = scores_of(self._job, samples)
         parts = cut(
             self._job,
@@ -71,20 +73,23 @@ class LearnerStep:
             num_ranks=engine.num_ranks,
             device=engine.device,
         )
+        if not parts:
+            return {"num_updates": 0, "loss": 0.0}  # every answer was cut by length, and filtered
         entries = [entry for part in parts for entry in part.microbatches]
         self._compute_ahead(entries)
-        assign_advantages(self._algorithm, self.state, scores, entries, engine.all_sum)
-        rate = learning_rate_at(batch.version, self._job.learner) * self._rate_factor(batch)
-        summary = _summary(list(self._updates(parts, *self._rates(batch.version, rate))))
+        scores_B = assign_advantages(algorithm, self.state, scores, entries, engine.all_sum)
+        rate, critic_rate = self._rates(batch)
+        updates = list(self._updates(parts, rate, critic_rate))
+        last, summary = updates[-1], _summary(updates)
         self.state.update(
-            self._algorithm,
-            scores_B=scores.scores_B,
+            algorithm,
+            scores_B=scores_B,
             kl_reference=summary.get("kl_reference"),
-            kl_old=summary["kl_old"],
+            kl_old=last["kl_old"] / last["num_tokens"],
             entropy=summary["entropy"],
         )
-        if self._reference is not None and self._algorithm.kl.reference_step > 0:
-            engine.move(self._reference, self._algorithm.kl.reference_step)
+        if self._reference is not None and algorithm.reference_moves:
+            engine.move(self._reference, algorithm.kl.reference_step)
         return {"learning_rate": rate, **summary}
 
     def _rate_factor(self, batch: Batch) -> float:
@@ -100,12 +105,15 @@ class LearnerStep:
         """pi_old's log-probs where pi moves away from it or where rewards depend on them, the
         reference's, and the critic's values."""
         algorithm = self._algorithm
-        moves = algorithm.epochs * algorithm.minibatches > 1 or algorithm.trust_region is not None
-        in_reward = self._reference is not None and algorithm.kl.place == "reward"
+        needs_old = (
+            algorithm.pi_leaves_pi_old
+            or algorithm.kl_in_reward
+            or algorithm.trust_region is not None
+        )
         for entry in entries:
             if algorithm.old_logprobs == "behaviour":
                 entry.old_logprobs_BT = entry.tensors.behaviour_logprobs_BT
-            elif moves or in_reward:
+            elif needs_old:
                 entry.old_logprobs_BT, _ = self._forward(entry)
             if self._reference is not None:
                 entry.reference_logprobs_BT, _ = self._forward(entry, self._reference)
@@ -123,13 +131,14 @@ class LearnerStep:
         values_BU: Tensor = critic.forward(entry.tensors.rows, entry.tensors.mask_BU)
         return values_BU
 
-    def _rates(self, version: int, rate: float) -> tuple[float, float]:
+    def _rates(self, batch: Batch) -> tuple[float, float]:
         """The policy's learning rate, 0 while only the critic learns, and the critic's."""
+        rate = learning_rate_at(batch.version, self._job.learner) * self._rate_factor(batch)
         if self._critic is None:
             return rate, 0.0
         config = self._algorithm.critic
         critic_rate = rate * config.learning_rate / self._job.learner.learning_rate
-        return (rate if version >= config.warmup_steps else 0.0), critic_rate
+        return (rate if batch.version >= config.warmup_steps else 0.0), critic_rate
 
     def _updates(
         self, parts: list[Minibatch], rate: float, critic_rate: float

@@ -47,9 +47,9 @@ class SampleTensors:
 
     rows: Rows
     targets_BT: Tensor  # int64, the answers' tokens; 0 where masked
-    mask_BU: Tensor  # float32, 1 on tokens of the answers and once behind each; U is T + 1
     was_cut_B: Tensor  # bool, by length: the answer did not end by itself
     mask_BT: Tensor  # float32, 1 on tokens of the answers
+    mask_BU: Tensor  # the same and 1 behind each answer, for a critic; U is T + 1
     behaviour_logprobs_BT: Tensor  # float32, 0 where masked
     lags_BT: Tensor  # float32, the learner's version minus that which sampled the token
 

@@ -132,10 +132,10 @@ def _commit(job: JobConfig, run_dir: Path) -> Iterator[tuple[str, str]]:
     except (OSError, ValueError, KeyError) as error:
         yield "name", f"{manifest} cannot be read: {error!r}"
         return
-    for key, committed in layout.items():
-        if getattr(job.learner, key) != committed:
+    for key, mine in job.layout.items():
+        if mine != layout.get(key):
             yield (
-                f"learner.{key}",
-                f"is {getattr(job.learner, key)}, but the commit was made with {committed}, and "
-                f"optimizer state is laid out by it; set it to {committed}",
+                key,
+                f"is {mine}, but the commit was made with {layout.get(key)}, and its files depend "
+                "on that; set it back",
             )

@@ -1,12 +1,12 @@
 """`algorithm`: what is optimised. Formulas and sources are in docs/algorithms.md.
 
-The `kind` of an advantage or a loss is the name of its function in `learner/algorithms`, and its
-other fields are that function's keyword arguments.
+The `kind` of a loss is the name of its function in `learner/algorithms/losses.py`, and its other
+fields are that function's keyword arguments.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -97,7 +97,15 @@ AdvantageConfig = Annotated[
 # --- losses -----------------------------------------------------------------------------
 
 
-class PpoClipLoss(Section):
+class Loss(Section):
+    """Base of the policy losses."""
+
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments of the function that `kind` names."""
+        return self.model_dump(exclude={"kind"})
+
+
+class PpoClipLoss(Loss):
     """Clipped surrogate. PPO, arXiv 1707.06347; clip-higher: DAPO, arXiv 2503.14476."""
 
     kind: Literal["ppo_clip"] = "ppo_clip"
@@ -106,13 +114,13 @@ class PpoClipLoss(Section):
     dual_clip: Annotated[float, Field(gt=1)] | None = None
 
 
-class PolicyGradientLoss(Section):
+class PolicyGradientLoss(Loss):
     """-A log pi, without a ratio. REINFORCE, Williams 1992."""
 
     kind: Literal["policy_gradient"]
 
 
-class PpoKlLoss(Section):
+class PpoKlLoss(Loss):
     """-(r A - beta KL(old, new)). PPO's other form, arXiv 1707.06347."""
 
     kind: Literal["ppo_kl"]
@@ -120,8 +128,11 @@ class PpoKlLoss(Section):
     # Of the KL, in nats a token: beta is doubled above 1.5 times it, and halved below 2/3 of it.
     target: PositiveFloat | None = None
 
+    def arguments(self) -> dict[str, Any]:
+        return self.model_dump(exclude={"kind", "target"})
 
-class GspoLoss(Section):
+
+class GspoLoss(Loss):
     """The ratio of whole answers, length-normalised and clipped. arXiv 2507.18071."""
 
     kind: Literal["gspo"]
@@ -129,7 +140,7 @@ class GspoLoss(Section):
     clip_high: PositiveFloat = 4e-4
 
 
-class CispoLoss(Section):
+class CispoLoss(Loss):
     """-sg(clip(r)) A log pi. MiniMax-M1, arXiv 2506.13585."""
 
     kind: Literal["cispo"]
@@ -137,7 +148,7 @@ class CispoLoss(Section):
     clip_high: PositiveFloat = 4.0
 
 
-class SapoLoss(Section):
+class SapoLoss(Loss):
     """A soft gate in place of the clip. arXiv 2511.20347."""
 
     kind: Literal["sapo"]
@@ -268,7 +279,7 @@ class CriticConfig(Section):
     have one."""
 
     path: str | None = None  # what its trunk starts from; default: model.path
-    learning_rate: PositiveFloat = 1e-5  # follows learner.schedule
+    learning_rate: PositiveFloat = 1e-5  # changes as the policy's does
     warmup_steps: NonNegativeInt = 0  # in which the policy does not move
     clip: PositiveFloat | None = 0.2  # of a value's change in one learner step
 
@@ -288,7 +299,8 @@ class AlgorithmConfig(Section):
     rate: RateConfig | None = None  # what else the learning rate depends on
     epochs: PositiveInt = 1  # passes over a batch
     minibatches: PositiveInt = 1  # optimizer steps in one pass
-    max_kl: PositiveFloat | None = None  # KL to pi_old that ends the passes over a batch
+    # The passes over a batch end with the update at whose start KL to pi_old was above this.
+    max_kl: PositiveFloat | None = None
 
     @property
     def needs_greedy(self) -> bool:
@@ -297,3 +309,20 @@ class AlgorithmConfig(Section):
     @property
     def has_critic(self) -> bool:
         return self.advantage.kind in ("gae", "n_step")
+
+    @property
+    def has_reference(self) -> bool:
+        return self.kl.coefficient > 0
+
+    @property
+    def reference_moves(self) -> bool:
+        return self.has_reference and self.kl.reference_step > 0
+
+    @property
+    def kl_in_reward(self) -> bool:
+        return self.has_reference and self.kl.place == "reward"
+
+    @property
+    def pi_leaves_pi_old(self) -> bool:
+        """Whether an update of a step can start from another policy than the step did."""
+        return self.epochs * self.minibatches > 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from slipstream.config.algorithm import GeometricMask, IcepopCorrection
+from slipstream.config.algorithm import CriticConfig, GeometricMask, IcepopCorrection
 from slipstream.config.job import JobConfig, PlacementConfig
 
 Finding = tuple[str, str]  # dotted key, message
@@ -13,7 +13,7 @@ MIN_CALL_TIMEOUT_S = 5.0
 
 def cross_check(job: JobConfig) -> list[Finding]:
     """Everything that single fields cannot tell."""
-    checks = (_devices, _staleness, _precision, _algorithm, _batches, _weights, _times)
+    checks = (_devices, _staleness, _precision, _terms, _policies, _batches, _weights, _times)
     return [finding for check in checks for finding in check(job)]
 
 
@@ -78,10 +78,32 @@ def _precision(job: JobConfig) -> Iterator[Finding]:
         )
 
 
-def _algorithm(job: JobConfig) -> Iterator[Finding]:
+def _terms(job: JobConfig) -> Iterator[Finding]:
+    """KL, entropy, shaping."""
     algorithm, kl, entropy = job.algorithm, job.algorithm.kl, job.algorithm.entropy
-    if kl.adaptive is not None and kl.coefficient == 0:
+    if kl.adaptive is not None and not algorithm.has_reference:
         yield "algorithm.kl.adaptive", "starts from algorithm.kl.coefficient; set that above 0"
+    if kl.reference_step > 0 and not algorithm.has_reference:
+        yield "algorithm.kl.reference_step", "no reference without algorithm.kl.coefficient above 0"
+    num_rollouts = job.learner.groups_per_batch * job.rollout.group_size
+    if kl.adaptive is not None and kl.adaptive.horizon < num_rollouts:
+        yield (
+            "algorithm.kl.adaptive.horizon",
+            f"{kl.adaptive.horizon} is less than the {num_rollouts} rollouts of one step, so that "
+            "the coefficient would jump; raise it",
+        )
+    if algorithm.has_reference and (kl.estimator, kl.place) == ("k1", "loss"):
+        yield (
+            "algorithm.kl.estimator",
+            "k1 as a term of the loss has no gradient on average; set it to k2 or k3, or set "
+            "place: reward",
+        )
+    if algorithm.kl_in_reward and algorithm.overlong.filter:
+        yield (
+            "algorithm.kl.place",
+            "KL of answers that algorithm.overlong.filter leaves out is not computed, and their "
+            "rewards would be better than the others'; set it to loss",
+        )
     if entropy.target is not None and entropy.coefficient == 0:
         yield (
             "algorithm.entropy.target",
@@ -93,27 +115,44 @@ def _algorithm(job: JobConfig) -> Iterator[Finding]:
             f"{algorithm.overlong.buffer_tokens} is more than the longest answer "
             f"({job.rollout.max_new_tokens} tokens, rollout.max_new_tokens); lower it",
         )
+    if algorithm.critic != CriticConfig() and not algorithm.has_critic:
+        yield (
+            "algorithm.critic",
+            f"{algorithm.advantage.kind} has no critic; use algorithm.advantage: {{kind: gae}}, or "
+            "remove it",
+        )
+
+
+def _policies(job: JobConfig) -> Iterator[Finding]:
+    """What compares pi, pi_old and mu where two of them are the same."""
+    algorithm = job.algorithm
     for key, band in (("correction", algorithm.correction), ("mask", algorithm.mask)):
         if isinstance(band, IcepopCorrection | GeometricMask) and band.low >= band.high:
             yield (
                 f"algorithm.{key}.low",
                 f"{band.low:g} is not below high ({band.high:g}), so no token would train",
             )
-    one_update = algorithm.epochs * algorithm.minibatches == 1
-    if algorithm.max_kl is not None and one_update:
-        yield (
-            "algorithm.max_kl",
-            "ends the passes over a batch early, and there is only one; raise algorithm.epochs or "
-            "algorithm.minibatches",
+    if algorithm.old_logprobs == "behaviour":
+        same = "with algorithm.old_logprobs: behaviour pi_old is what sampled"
+        if algorithm.mask is not None:
+            yield "algorithm.mask", f"{same}, and nothing is ever masked; set that to learner"
+        if algorithm.loss.kind == "policy_gradient":
+            yield "algorithm.loss", f"{same}, which this loss leaves out; set that to learner"
+        if algorithm.trust_region is not None:
+            yield (
+                "algorithm.trust_region",
+                f"{same}, and old samples are outside before any update; set that to learner",
+            )
+    elif not algorithm.pi_leaves_pi_old:
+        alone = (
+            "KL to pi_old is 0 where a step has one update; raise algorithm.epochs or .minibatches"
         )
-    if algorithm.rate is not None and algorithm.rate.kind == "kl" and one_update:
-        yield (
-            "algorithm.rate",
-            "KL to pi_old is 0 where a step is one update; raise algorithm.epochs or "
-            "algorithm.minibatches, or set kind: lag",
-        )
-    if kl.reference_step > 0 and kl.coefficient == 0:
-        yield "algorithm.kl.reference_step", "no reference without algorithm.kl.coefficient above 0"
+        if algorithm.max_kl is not None:
+            yield "algorithm.max_kl", alone
+        if algorithm.rate is not None and algorithm.rate.kind == "kl":
+            yield "algorithm.rate", f"{alone}, or set kind: lag"
+        if algorithm.loss.kind == "ppo_kl" and algorithm.loss.target is not None:
+            yield "algorithm.loss.target", f"{alone}, or leave it out"
 
 
 def _batches(job: JobConfig) -> Iterator[Finding]:
@@ -125,11 +164,15 @@ def _batches(job: JobConfig) -> Iterator[Finding]:
             f"{rollout.num_slots} slots do not hold one group of {num_answers}; raise it to at "
             "least that",
         )
-    if rollout.group_size == 1 and algorithm.advantage.kind in ("grpo", "rloo"):
+    advantage = algorithm.advantage
+    baseline = getattr(advantage, "baseline", None)
+    if rollout.group_size == 1 and (
+        advantage.kind in ("grpo", "rloo") or baseline in ("optimal", "group_mean")
+    ):
         yield (
             "rollout.group_size",
-            f"with one rollout a group, every {algorithm.advantage.kind} advantage is 0; use 2 or "
-            "more, or algorithm.advantage: {kind: reinforce}",
+            f"with one rollout a group, every {advantage.kind} advantage is 0; use 2 or more, or "
+            "algorithm.advantage: {kind: reinforce, baseline: batch_mean}",
         )
     if rollout.group_size == 1 and job.replay.dynamic_sampling:
         yield (
@@ -185,7 +228,8 @@ def _times(job: JobConfig) -> Iterator[Finding]:
             f"replay may hold a call for a second before it answers; set it to "
             f"{MIN_CALL_TIMEOUT_S:g} or more",
         )
-    scoring_s = (1 + job.rollout.group_size) * job.reward.timeout_s
+    num_answers = job.rollout.group_size + job.algorithm.needs_greedy
+    scoring_s = (1 + num_answers) * job.reward.timeout_s
     if job.replay.lease_timeout_s <= scoring_s:
         yield (
             "replay.lease_timeout_s",

@@ -21,6 +21,8 @@ from slipstream.config.section import (
     Section,
 )
 
+WITH_CRITIC, WITHOUT_CRITIC = "one with a critic", "one without a critic"
+MOVING, FROZEN = "with a reference that moves", "without a reference that moves"
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Mode = Literal["sync", "split", "buffered", "multinode"]
 Dtype = Literal["float32", "bfloat16"]
@@ -221,6 +223,16 @@ class JobConfig(Section):
     weights: WeightsConfig = WeightsConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
+
+    @property
+    def layout(self) -> dict[str, Any]:
+        """What a commit's files depend on, by key; a run goes on with the same."""
+        return {
+            "learner.num_ranks": self.learner.num_ranks,
+            "learner.zero_stage": self.learner.zero_stage,
+            "algorithm.advantage": WITH_CRITIC if self.algorithm.has_critic else WITHOUT_CRITIC,
+            "algorithm.kl": MOVING if self.algorithm.reference_moves else FROZEN,
+        }
 
     @property
     def run_dir(self) -> Path:

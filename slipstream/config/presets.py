@@ -45,7 +45,7 @@ def apply_preset(raw: Mapping[str, Any]) -> dict[str, Any]:
     An unknown mode gets some preset too, so that validation complains of the mode alone.
     """
     preset = PRESETS.get(str(raw.get("mode")), PRESETS["buffered"])
-    return _overlay({**preset, **USUAL_KINDS}, raw)
+    return _overlay(_overlay(USUAL_KINDS, preset), raw)
 
 
 def _overlay(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

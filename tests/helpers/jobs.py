@@ -79,8 +79,8 @@ def make_batch(
     seed: int = 0,
     reward: float | None = None,
 ) -> Batch:
-    """Random rollouts of uneven lengths, and rewards of 0 and 1 unless `reward` is given; the
-    same for the same arguments."""
+    """Random rollouts of uneven lengths, the second of each group cut by length, and rewards of 0
+    and 1 unless `reward` is given; the same for the same arguments."""
     random = np.random.default_rng([seed, version])
     return Batch(
         version=version,
@@ -102,17 +102,22 @@ def _group(
         ordinal=ordinal,
         attempt=0,
         prompt_token_ids=prompt,
-        rollouts=tuple(_rollout(random, reward) for _ in range(group_size)),
+        rollouts=tuple(
+            _rollout(random, reward, FinishReason.LENGTH if place == 1 else FinishReason.EOS)
+            for place in range(group_size)
+        ),
         greedy_reward=float(ordinal % 2),
     )
 
 
-def _rollout(random: np.random.Generator, reward: float | None) -> Rollout:
+def _rollout(
+    random: np.random.Generator, reward: float | None, finish_reason: FinishReason
+) -> Rollout:
     num_tokens = int(random.integers(1, 12))
     return Rollout(
         token_ids=random.integers(1, VOCABULARY, num_tokens, dtype=np.int32),
         logprobs=-random.random(num_tokens, dtype=np.float32) * 3,
         spans=(VersionSpan(version=0, start=0, stop=num_tokens),),
-        finish_reason=FinishReason.EOS,
+        finish_reason=finish_reason,
         reward=float(random.integers(0, 2)) if reward is None else reward,
     )

@@ -48,7 +48,8 @@ def fetch_ahead_little() -> None:
 
     def of_a_large_model(job: Any) -> dict[str, Any]:
         config = plain(job)
-        if config["zero_optimization"]["stage"] == 3:
+        # Not with a trust region: whatever stays fetched must not outlive an update taken back.
+        if config["zero_optimization"]["stage"] == 3 and job.algorithm.trust_region is None:
             ahead = {"stage3_max_reuse_distance": 11_000, "stage3_prefetch_bucket_size": 550}
             config["zero_optimization"].update(ahead)
         return config
@@ -100,6 +101,10 @@ def train(model: str, num_ranks: int, setting: str, out: Path) -> None:
     weights = weights_of(engine)
     if critic is not None:
         weights |= {f"critic.{name}": array for name, array in weights_of(critic).items()}
+        head = critic.model.head.weight
+        with critic.gathered([head]):
+            weights["critic.head"] = head.detach().clone().numpy()
+        assert abs(weights["critic.head"]).max() > 1e-3, "the critic did not train"
     if engine.rank == 0:
         moved = max(float(abs(weights[name] - start[name]).max()) for name in start)
         arrays = {"grad_norms": np.array(norms), "moved": np.array(moved)}

@@ -112,7 +112,7 @@ def test_resume_and_overwrite_exclude_each_other(tmp_path: Path) -> None:
     commit = tmp_path / "runs" / "test" / "checkpoints" / "step-00000001"
     commit.mkdir(parents=True)
     (commit.parent / "latest").write_text("step-00000001\n")
-    (commit / "commit.json").write_text('{"layout": {"zero_stage": 2, "num_ranks": 1}}')
+    (commit / "commit.json").write_text('{"layout": {"learner.zero_stage": 2}}')
     path, runs = str(job_file(tmp_path)), f"checkpoint.dir={tmp_path}/runs"
     done = slipstream("launch", path, runs, "--resume", "--overwrite")
     assert done.returncode == 2

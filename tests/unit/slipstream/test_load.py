@@ -189,6 +189,54 @@ BROKEN: list[tuple[str, str, str, list[str]]] = [
         ["job.yaml:10:8", "coefficient"],
     ),
     (
+        "a KL term without a gradient",
+        "reward:",
+        "algorithm:\n  kl: {coefficient: 0.1, estimator: k1}\nreward:",
+        ["job.yaml:10:26", "no gradient"],
+    ),
+    (
+        "a horizon shorter than a step",
+        "reward:",
+        "algorithm:\n  kl: {coefficient: 0.1, adaptive: {target: 1, horizon: 1}}\nreward:",
+        ["job.yaml:10:48", "raise it"],
+    ),
+    (
+        "KL of answers that are not computed",
+        "reward:",
+        "algorithm:\n  kl: {coefficient: 0.1, place: reward}\n  overlong: {filter: true}\nreward:",
+        ["job.yaml:10:26", "overlong.filter"],
+    ),
+    (
+        "a critic that nothing asks",
+        "reward:",
+        "algorithm:\n  critic: {clip: 0.1}\nreward:",
+        ["job.yaml:10:3", "grpo has no critic"],
+    ),
+    (
+        "a mask of nothing",
+        "reward:",
+        "algorithm:\n  old_logprobs: behaviour\n  mask: {kind: geometric}\nreward:",
+        ["job.yaml:11:3", "set that to learner"],
+    ),
+    (
+        "a plain gradient of samples that are not corrected",
+        "reward:",
+        "algorithm:\n  old_logprobs: behaviour\n  loss: {kind: policy_gradient}\nreward:",
+        ["job.yaml:11:3", "set that to learner"],
+    ),
+    (
+        "a penalty steered by a KL of 0",
+        "reward:",
+        "algorithm:\n  loss: {kind: ppo_kl, target: 0.1}\nreward:",
+        ["job.yaml:10:24", "minibatches"],
+    ),
+    (
+        "opo of one",
+        "group_size: 4",
+        "group_size: 1\nalgorithm:\n  advantage: {kind: reinforce, baseline: optimal}",
+        ["job.yaml:12:3", "batch_mean"],
+    ),
+    (
         "a band that is empty",
         "reward:",
         "algorithm:\n  correction: {kind: icepop, low: 2, high: 1}\nreward:",
@@ -198,7 +246,7 @@ BROKEN: list[tuple[str, str, str, list[str]]] = [
         "an early stop with nothing to stop",
         "reward:",
         "algorithm:\n  max_kl: 0.1\nreward:",
-        ["job.yaml:10:3", "algorithm.epochs"],
+        ["job.yaml:10:3", "algorithm.max_kl", "algorithm.epochs"],
     ),
     (
         "a penalty on more than an answer",
