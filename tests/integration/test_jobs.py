@@ -129,6 +129,29 @@ def test_it_goes_on_from_the_last_commit(runs: Path) -> None:
     assert json.loads((runs / "sync" / "result.json").read_text())["replay"]["num_trained"] == 56
 
 
+PPO = (
+    "algorithm.advantage.kind=gae",
+    "algorithm.critic={learning_rate: 1e-3, clip: null}",
+    "algorithm.kl={coefficient: 0.01, reference_step: 1.0, place: reward}",
+)
+
+
+def test_a_critic_and_a_moving_reference_are_committed_too(tmp_path: Path) -> None:
+    arguments = (*SMALL, "name=ppo", "data.eval=null", *PPO)
+    for more in (("learner.num_steps=2",), ("learner.num_steps=3", "--resume")):
+        done = launch(EXAMPLES / "sync.yaml", tmp_path, *arguments, *more)
+        assert done.returncode == 0, done.stdout + done.stderr
+    first, *_, resumed = (step["metrics"] for step in events(tmp_path / "ppo", "step"))
+    assert first["value"] == 0.0, "a new critic says nothing"
+    assert resumed["value"] != 0.0, "the critic was lost"
+    # It is at the policy when a step begins, and would be at the start model if it were lost.
+    assert abs(resumed["kl_reference"]) < 1e-6
+    done = launch(EXAMPLES / "sync.yaml", tmp_path, *SMALL, "name=ppo", "--resume")
+    assert done.returncode == 2
+    assert "algorithm.advantage" in done.stderr
+    assert "one with a critic" in done.stderr
+
+
 def test_split_hands_over_whole_batches_of_the_version_before(tmp_path: Path) -> None:
     """The same file as `sync`, with another mode on the command line."""
     done = launch(EXAMPLES / "sync.yaml", tmp_path, *SMALL, "mode=split", "name=split")
