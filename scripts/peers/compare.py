@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from advantage_cases import advantage_cases
-from case import SEEDS, Result, measure
+from case import ALL, SEEDS, Result, measure
 from correction_cases import correction_cases
 from differences import Answers, Difference, differences
 from draws import GROUP_SIZES, NUM_TOKENS, SCALES
@@ -46,7 +46,7 @@ def differ(mine: float, theirs: float | str) -> bool:
 def page(results: list[Result], shown: list[tuple[Difference, Answers]]) -> str:
     scales = ", ".join(f"±{bound:g} ({name})" for name, bound in SCALES.items())
     versions = ", ".join(f"{name} {version(name)}" for name in PEERS)
-    head = ["ours", "peer's", "settings", "log-ratios to", "value", "gradient"]
+    head = ["ours", "peer's", "settings", "only to", "value", "gradient"]
     return "\n".join(
         [
             "# Beside TRL and verl",
@@ -58,11 +58,11 @@ def page(results: list[Result], shown: list[tuple[Difference, Answers]]) -> str:
             "",
             f"Largest difference over {len(SEEDS)} seeds: {sum(GROUP_SIZES)} answers of 1 to "
             f"{NUM_TOKENS} tokens with holes in their masks, groups of {min(GROUP_SIZES)} to "
-            f"{max(GROUP_SIZES)}, float32. Log-ratios are drawn up to {scales}; a row goes as far "
-            "as no side clamps what the other does not. A difference is |a - b| / max(1, |b|), of "
-            "values and of gradients (of log-probs, or of the critic's values); `make peers` fails "
-            f"above {TOLERANCE:g}. Advantages and weights are constants and have no gradient. "
-            "What is masked is not compared: it enters no loss.",
+            f"{max(GROUP_SIZES)}, float32. Log-ratios are drawn up to {scales}; *only to* names a "
+            "smaller bound, where above it one side clamps what the other does not. A difference "
+            "is |a - b| / max(1, |b|), of values and of gradients (of log-probs, or of the "
+            f"critic's values); `make peers` fails above {TOLERANCE:g}. Advantages and weights are "
+            "constants and have no gradient. What is masked is not compared: it enters no loss.",
             "",
             table(head, [_row(result) for result in results]),
             "",
@@ -84,18 +84,17 @@ def page(results: list[Result], shown: list[tuple[Difference, Answers]]) -> str:
 
 def _row(result: Result) -> list[str]:
     case = result.case
-    reach = f"±{max(SCALES[scale] for scale in case.scales):g}" if _has_ratio(case.ours) else "—"
+    reach = "" if case.scales == ALL else f"±{max(SCALES[scale] for scale in case.scales):g}"
     return [case.ours, case.peer, case.note, reach, _short(result.value), _short(result.gradient)]
 
 
-def _has_ratio(ours: str) -> bool:
-    without = ("grpo", "rloo", "remax", "reinf", "reward", "gae", "n_step", "whiten", "over")
-    return not ours.strip("`").startswith((*without, "value", "Adaptive", "aggregate"))
-
-
 def _difference(difference: Difference, answers: Answers) -> list[str]:
-    mine, theirs = (x if isinstance(x, str) else f"{x:.4g}" for x in answers)
+    mine, theirs = (x if isinstance(x, str) else _number(x) for x in answers)
     return [difference.what, difference.peer, difference.why, difference.shown, mine, theirs]
+
+
+def _number(answer: float) -> str:
+    return f"{answer:.4g}" if math.isfinite(answer) else "NaN or infinite"
 
 
 def _short(difference: float | None) -> str:
