@@ -3,7 +3,7 @@ SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONWARNINGS := ignore::SyntaxWarning
 
-.PHONY: help install quickstart check test seeds modes bench algorithms staleness clean
+.PHONY: help install quickstart check test seeds modes bench algorithms staleness peers clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -48,6 +48,11 @@ algorithms: install
 staleness: install
 	python scripts/staleness.py
 
+## make peers        our formulas beside TRL's and verl's; writes docs/results/peers.md
+peers: install
+	scripts/environment.sh .venv-peers scripts/peers/requirements.txt scripts/peers/overrides.txt
+	PYTHONPATH=.:scripts .venv-peers/bin/python scripts/peers/compare.py
+
 ## make clean        remove the environment and what runs left behind
 clean:
-	rm -rf .venv .venv-trl runs
+	rm -rf .venv .venv-trl .venv-peers runs

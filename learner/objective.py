@@ -40,7 +40,8 @@ def loss_of(
     mismatch_BT = (old_BT - mu_BT) * mask_BT
     weights_BT = correction_weights(algorithm.correction, mismatch_BT, mask_BT, tensors.lags_BT)
     if algorithm.mask is not None:
-        kept_BT = mask_of(algorithm.mask, mismatch_BT, advantages_BT, mask_BT)
+        moved_BT = (logprobs_BT.detach() - mu_BT) * mask_BT
+        kept_BT = mask_of(algorithm.mask, mismatch_BT, moved_BT, advantages_BT, mask_BT)
         metrics["masked_share"] = ((1.0 - kept_BT) * mask_BT).sum()
         weights_BT = weights_BT * kept_BT
     loss_BT = loss_BT * weights_BT
@@ -107,11 +108,16 @@ def correction_weights(
 
 
 def mask_of(
-    config: MaskConfig, mismatch_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor
+    config: MaskConfig,
+    mismatch_BT: Tensor,
+    moved_BT: Tensor,
+    advantages_BT: Tensor,
+    mask_BT: Tensor,
 ) -> Tensor:
-    """(B, T), 0 for tokens that do not train and still count in the denominator."""
+    """(B, T), 0 for tokens that do not train and still count in the denominator. `mismatch_BT` is
+    log pi_old - log mu, `moved_BT` log pi - log mu."""
     match config.kind:
         case "geometric":
             return geometric_mask(mismatch_BT, mask_BT, config.low, config.high)
         case "opposite_sign":
-            return opposite_sign_mask(mismatch_BT, mask_BT, advantages_BT, config.threshold)
+            return opposite_sign_mask(moved_BT, mask_BT, advantages_BT, config.threshold)

@@ -66,11 +66,11 @@ def geometric_mask(log_ratio_BT: Tensor, mask_BT: Tensor, low: float, high: floa
 def opposite_sign_mask(
     log_ratio_BT: Tensor, mask_BT: Tensor, advantages_BT: Tensor, threshold: float
 ) -> Tensor:
-    """0 for tokens with A < 0 in rollouts with KL(mu || pi_old) > threshold, else 1, (B, T).
+    """0 for tokens with A < 0 in rollouts with KL(mu || pi) > threshold, else 1, (B, T).
 
-    KL is the mean of -log(pi_old / mu) over the rollout's unmasked tokens, k1 on mu's samples:
-    answers that were bad and that the policy has moved away from already. DeepSeek-V3.2, arXiv
-    2512.02556.
+    `log_ratio_BT` is log pi - log mu here, with what this step's updates have moved. KL is the mean
+    of its negative over the rollout's unmasked tokens, k1 on mu's samples: answers that were bad
+    and that the policy has moved away from already. DeepSeek-V3.2, arXiv 2512.02556.
     """
     kl_B1 = -rollout_mean(log_ratio_BT.detach(), mask_BT)
     dropped_BT = (mask_BT > 0) & (advantages_BT < 0) & (kl_B1 > threshold)

@@ -61,7 +61,7 @@ WORKLOADS = {
 def main() -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     run([sys.executable, str(HERE / "longtail.py"), str(OUT / "longtail")])
-    run(["bash", str(HERE / "install_trl.sh")])
+    run(["scripts/environment.sh", ".venv-trl", "scripts/bench/trl_requirements.txt"])
     figures = {name: measure(name, workload) for name, workload in WORKLOADS.items()}
     write("bench", page(figures), figures)
 

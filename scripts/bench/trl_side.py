@@ -2,9 +2,9 @@
 
     .venv-trl/bin/python scripts/bench/trl_side.py SETTINGS.json
 
-Runs in an environment of its own (`install_trl.sh`), with Hugging Face generate and both cores
-for both phases, as TRL does without a GPU. The whole batch is one forward and backward, which
-is the quickest of its settings here. Prints one JSON line.
+Runs in an environment of its own (`scripts/environment.sh`), with Hugging Face generate and both
+cores for both phases, as TRL does without a GPU. The whole batch is one forward and backward,
+which is the quickest of its settings here. Prints one JSON line.
 """
 
 from __future__ import annotations

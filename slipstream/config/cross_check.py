@@ -134,7 +134,7 @@ def _policies(job: JobConfig) -> Iterator[Finding]:
             )
     if algorithm.old_logprobs == "behaviour":
         same = "with algorithm.old_logprobs: behaviour pi_old is what sampled"
-        if algorithm.mask is not None:
+        if algorithm.mask is not None and algorithm.mask.kind == "geometric":
             yield "algorithm.mask", f"{same}, and nothing is ever masked; set that to learner"
         if algorithm.loss.kind == "policy_gradient":
             yield "algorithm.loss", f"{same}, which this loss leaves out; set that to learner"

@@ -254,6 +254,13 @@ def finished(batch: Batch, reason: FinishReason, places: range) -> Batch:
     return replace(batch, groups=tuple(groups))
 
 
+def test_opposite_signs_are_measured_against_the_policy_that_is_trained(model: Path) -> None:
+    """pi_old is mu here: only pi can have moved away from what sampled."""
+    mask = {"kind": "opposite_sign", "threshold": 1e-9}
+    _, metrics, *_ = train(job_of(model, old_logprobs="behaviour", mask=mask), num_steps=1)
+    assert metrics["masked_share"] > 0
+
+
 def test_answers_cut_by_length_do_not_train_where_they_are_filtered(model: Path) -> None:
     batch = make_batch(0, num_groups=6)
     job = job_of(model, overlong={"filter": True}, advantage={"kind": "grpo", "scale": "none"})
