@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 ROLES = ("learner", "rollout")
 
@@ -24,7 +26,8 @@ def two_nodes(cpus_per_node: int = 1) -> Iterator[str]:
     from ray.cluster_utils import Cluster
 
     # Ray's own command writes a token where there is none.
-    subprocess.run(["ray", "get-auth-token", "--generate"], check=True, capture_output=True)
+    ray_command = Path(sys.executable).with_name("ray")
+    subprocess.run([ray_command, "get-auth-token", "--generate"], check=True, capture_output=True)
     cluster = Cluster()
     try:
         for role in ROLES:
