@@ -45,7 +45,7 @@ def build_loop(
     """This rank's loop; RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set."""
     torch.manual_seed(job.seed)
     device = _join(job)
-    policy = load_policy(job.model)
+    policy = load_policy(job.model, has_value_head=job.algorithm.has_value_head)
     engine = LearnerEngine(policy, job, device)
     critic, reference = _critic(job, _vocabulary(engine), device), _reference(job, device)
     step = LearnerStep(job, engine, reference, critic)
@@ -90,7 +90,7 @@ def _reference(job: JobConfig, device: torch.device) -> Policy | None:
 
 
 def _critic(job: JobConfig, vocabulary: int, device: torch.device) -> LearnerEngine | None:
-    if not job.algorithm.has_critic:
+    if not job.algorithm.has_own_critic:
         return None
     path = job.algorithm.critic.path
     critic = load_critic(job.model, path)

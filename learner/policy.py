@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -61,15 +61,27 @@ class LogProbHead(nn.Module):
         return linear_logprobs(hidden_NH, self.weight, targets_N, temperature)
 
 
-class Policy(nn.Module):
-    """A Hugging Face causal language model whose output layer is a `LogProbHead`."""
+class Outputs(NamedTuple):
+    """Of B answers of T tokens, float32, 0 where masked."""
 
-    def __init__(self, model: Any) -> None:
+    logprobs_BT: Tensor
+    entropies_BT: Tensor
+    values_BU: Tensor | None  # as `Critic.forward` gives them, of a policy with a value head
+
+
+class Policy(nn.Module):
+    """A Hugging Face causal language model whose output layer is a `LogProbHead`.
+
+    With `has_value_head` it is its own critic.
+    """
+
+    def __init__(self, model: Any, *, has_value_head: bool = False) -> None:
         super().__init__()
         if getattr(model.lm_head, "bias", None) is not None:
             raise ValueError("models whose output layer has a bias are not supported")
         self.hf = model
         self.hf.lm_head = LogProbHead(model.lm_head.weight)
+        self.value_head = _value_head(model) if has_value_head else None
 
     def forward(
         self,
@@ -77,17 +89,22 @@ class Policy(nn.Module):
         targets_BT: Tensor,
         mask_BT: Tensor,
         temperature: float,
-    ) -> tuple[Tensor, Tensor]:
-        """(log-probs, entropies) of B answers of T tokens, float32, 0 where `mask_BT` is 0."""
+        mask_BU: Tensor | None = None,
+    ) -> Outputs:
+        """Log-probs and entropies at `mask_BT`; values at `mask_BU`, which a value head needs."""
         hidden_RSH = _hidden_states(self.hf.base_model, rows)
         trained_BT = mask_BT > 0
         logprobs_N, entropies_N = self.hf.lm_head(
             hidden_RSH[rows.trained_RS], targets_BT[trained_BT], temperature
         )
         blank_BT = torch.zeros(mask_BT.shape, dtype=logprobs_N.dtype, device=mask_BT.device)
-        return (
+        values_BU = None
+        if self.value_head is not None and mask_BU is not None:
+            values_BU = _values(self.value_head, hidden_RSH, rows, mask_BU)
+        return Outputs(
             blank_BT.masked_scatter(trained_BT, logprobs_N),
             blank_BT.masked_scatter(trained_BT, entropies_N),
+            values_BU,
         )
 
 
@@ -97,18 +114,27 @@ class Critic(nn.Module):
     def __init__(self, trunk: Any) -> None:
         super().__init__()
         self.hf = trunk
-        hidden_size = trunk.config.get_text_config().hidden_size
-        self.head = nn.Linear(hidden_size, 1, bias=False, dtype=trunk.dtype)
-        nn.init.zeros_(self.head.weight)
+        self.head = _value_head(trunk)
 
     def forward(self, rows: Rows, mask_BU: Tensor) -> Tensor:
         """(B, U) float32, 0 where `mask_BU` is 0. Entry t is the value before token t; the one
         behind the last token is that of going on, so U is T + 1."""
-        assert rows.valued_RS is not None
-        values_N = self.head(_hidden_states(self.hf, rows)[rows.valued_RS])[:, 0]
-        dtype = torch.promote_types(values_N.dtype, torch.float32)
-        blank_BU = torch.zeros(mask_BU.shape, dtype=dtype, device=mask_BU.device)
-        return blank_BU.masked_scatter(mask_BU > 0, values_N.to(dtype))
+        return _values(self.head, _hidden_states(self.hf, rows), rows, mask_BU)
+
+
+def _value_head(model: Any) -> nn.Linear:
+    """Of zeros: what is worth something has yet to be learnt."""
+    head = nn.Linear(model.config.get_text_config().hidden_size, 1, bias=False, dtype=model.dtype)
+    nn.init.zeros_(head.weight)
+    return head
+
+
+def _values(head: nn.Linear, hidden_RSH: Tensor, rows: Rows, mask_BU: Tensor) -> Tensor:
+    assert rows.valued_RS is not None
+    values_N = head(hidden_RSH[rows.valued_RS])[:, 0]
+    dtype = torch.promote_types(values_N.dtype, torch.float32)
+    blank_BU = torch.zeros(mask_BU.shape, dtype=dtype, device=mask_BU.device)
+    return blank_BU.masked_scatter(mask_BU > 0, values_N.to(dtype))
 
 
 def _hidden_states(trunk: Any, rows: Rows) -> Tensor:
@@ -151,11 +177,12 @@ def recompute_activations(model: Policy | Critic) -> None:
             module.attention_dropout = 0.0  # type: ignore[assignment]
 
 
-def load_policy(config: ModelConfig) -> Policy:
+def load_policy(config: ModelConfig, *, has_value_head: bool = False) -> Policy:
     """The model of the job file, in its dtype."""
     from transformers import AutoModelForCausalLM
 
-    return Policy(_load(AutoModelForCausalLM, config.path, config))
+    model = _load(AutoModelForCausalLM, config.path, config)
+    return Policy(model, has_value_head=has_value_head)
 
 
 def load_critic(config: ModelConfig, path: str | None) -> Critic:

@@ -26,14 +26,14 @@ from learner.credit import assign_advantages, scores_of
 from learner.engine import LearnerEngine, learning_rate_at
 from learner.minibatch import Microbatch, Minibatch, cut
 from learner.objective import critic_loss_of, loss_of
-from learner.policy import Policy, Rows, sharing_width
+from learner.policy import Outputs, Policy, Rows, sharing_width
 from learner.state import AlgorithmState
 from learner.tensors import samples_of
 from slipstream.config.job import JobConfig
 from slipstream.errors import SlipstreamError
 from slipstream.records import Batch
 
-Forward = Callable[[Rows, Tensor, Tensor, float], tuple[Tensor, Tensor]]
+Forward = Callable[[Rows, Tensor, Tensor, float, Tensor], Outputs]
 
 
 class NotFinite(SlipstreamError):
@@ -114,17 +114,23 @@ class LearnerStep:
             if algorithm.old_logprobs == "behaviour":
                 entry.old_logprobs_BT = entry.tensors.behaviour_logprobs_BT
             elif needs_old:
-                entry.old_logprobs_BT, _ = self._forward(entry)
+                entry.old_logprobs_BT = self._forward(entry).logprobs_BT
             if self._reference is not None:
-                entry.reference_logprobs_BT, _ = self._forward(entry, self._reference)
+                entry.reference_logprobs_BT = self._forward(entry, self._reference).logprobs_BT
             if self._critic is not None:
                 entry.old_values_BU = self._values(self._critic, entry)
+            elif algorithm.has_value_head:
+                entry.old_values_BU = self._forward(entry).values_BU
 
-    def _forward(self, entry: Microbatch, model: Forward | None = None) -> tuple[Tensor, Tensor]:
-        """(log-probs, entropies) of the policy, or of another model."""
+    def _forward(self, entry: Microbatch, model: Forward | None = None) -> Outputs:
+        """Of the policy, or of another model."""
         tensors = entry.tensors
         return (model or self._engine.forward)(
-            tensors.rows, tensors.targets_BT, tensors.mask_BT, self._job.rollout.temperature
+            tensors.rows,
+            tensors.targets_BT,
+            tensors.mask_BT,
+            self._job.rollout.temperature,
+            tensors.mask_BU,
         )
 
     def _values(self, critic: LearnerEngine, entry: Microbatch) -> Tensor:
@@ -176,13 +182,14 @@ class LearnerStep:
         sums = torch.zeros(2, device=self._engine.device)
         for entry in part.microbatches:
             assert entry.old_logprobs_BT is not None
-            logprobs_BT, _ = self._forward(entry)
+            logprobs_BT = self._forward(entry).logprobs_BT
             kl_BT = kl_estimate(entry.old_logprobs_BT, logprobs_BT, "k3")
             sums += torch.stack([kl_BT.sum(), entry.tensors.mask_BT.sum()])
         total, num_tokens = self._engine.all_sum(sums)
         return float(total / num_tokens.clamp(min=1.0))
 
     def _update_policy(self, part: Minibatch, rate: float) -> Counter[str]:
+        config = self._algorithm.critic
         denominator = denominator_of(
             self._algorithm.aggregate,
             num_tokens=part.num_tokens,
@@ -191,15 +198,21 @@ class LearnerStep:
         )
 
         def loss(entry: Microbatch) -> LossAndMetrics:
-            logprobs_BT, entropies_BT = self._forward(entry)
-            return loss_of(
+            outputs = self._forward(entry)
+            policy_loss, metrics = loss_of(
                 self._algorithm,
                 self.state,
                 entry,
-                logprobs_BT,
-                entropies_BT,
-                denominator=max(1.0, denominator),
+                outputs.logprobs_BT,
+                outputs.entropies_BT,
+                denominator=denominator,
             )
+            if outputs.values_BU is None:
+                return policy_loss, metrics
+            value_loss, more = critic_loss_of(
+                config.clip, entry, outputs.values_BU, num_tokens=part.num_tokens
+            )
+            return policy_loss + config.coefficient * value_loss, metrics | more
 
         return _descend(self._engine, part, loss, rate)
 

@@ -136,7 +136,7 @@ class Prober:
         tokens_1T = torch.from_numpy(self._token_ids.astype(np.int64))[None].to(self._engine.device)
         mask_1T = torch.ones(tokens_1T[:, 1:].shape, device=self._engine.device)
         rows = Rows(tokens_1T[:, :-1], mask_1T > 0, None)
-        logprobs_1T, _ = self._engine.forward(rows, tokens_1T[:, 1:], mask_1T, 1.0)
+        logprobs_1T = self._engine.forward(rows, tokens_1T[:, 1:], mask_1T, 1.0).logprobs_BT
         return Probe(
             token_ids=self._token_ids, logprobs=logprobs_1T[0].float().cpu().numpy().copy()
         )

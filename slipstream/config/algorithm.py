@@ -275,10 +275,14 @@ class OverlongConfig(Section):
 
 
 class CriticConfig(Section):
-    """A model of its own that says what an unfinished answer is worth. Only `gae` and `n_step`
-    have one."""
+    """Says what an unfinished answer is worth. Only `gae` and `n_step` have one.
 
-    path: str | None = None  # what its trunk starts from; default: model.path
+    A model of its own, or with `shared` a value head on the policy's.
+    """
+
+    shared: bool = False
+    coefficient: PositiveFloat = 0.5  # of its loss, where shared
+    path: str | None = None  # what its own model starts from; default: model.path
     learning_rate: PositiveFloat = 1e-5  # changes as the policy's does
     warmup_steps: NonNegativeInt = 0  # in which the policy does not move
     clip: PositiveFloat | None = 0.2  # of a value's change in one learner step
@@ -309,6 +313,14 @@ class AlgorithmConfig(Section):
     @property
     def has_critic(self) -> bool:
         return self.advantage.kind in ("gae", "n_step")
+
+    @property
+    def has_own_critic(self) -> bool:
+        return self.has_critic and not self.critic.shared
+
+    @property
+    def has_value_head(self) -> bool:
+        return self.has_critic and self.critic.shared
 
     @property
     def has_reference(self) -> bool:

@@ -122,6 +122,16 @@ def _terms(job: JobConfig) -> Iterator[Finding]:
             "remove it",
         )
 
+    if algorithm.has_value_head:
+        if algorithm.critic.path is not None:
+            yield "algorithm.critic.path", "a shared critic starts from the policy; remove it"
+        if algorithm.critic.warmup_steps:
+            yield (
+                "algorithm.critic.warmup_steps",
+                "the policy cannot stand still while a shared critic learns; set it to 0, or set "
+                "shared: false",
+            )
+
 
 def _policies(job: JobConfig) -> Iterator[Finding]:
     """What compares pi, pi_old and mu where two of them are the same."""

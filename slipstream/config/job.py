@@ -231,6 +231,7 @@ class JobConfig(Section):
             "learner.num_ranks": self.learner.num_ranks,
             "learner.zero_stage": self.learner.zero_stage,
             "algorithm.advantage": WITH_CRITIC if self.algorithm.has_critic else WITHOUT_CRITIC,
+            "algorithm.critic.shared": self.algorithm.has_value_head,
             "algorithm.kl": MOVING if self.algorithm.reference_moves else FROZEN,
         }
 

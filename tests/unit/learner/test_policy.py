@@ -15,7 +15,7 @@ def gradients(policy: Policy) -> tuple[list[torch.Tensor], int]:
     hook = attention.register_forward_hook(lambda *_: runs.append(1))
     tokens_BT = torch.arange(12).reshape(2, 6) % VOCABULARY
     mask_BT = torch.ones(2, 5)
-    logprobs_BT, _ = policy(
+    logprobs_BT, *_ = policy(
         Rows(tokens_BT[:, :-1], mask_BT > 0, None), tokens_BT[:, 1:], mask_BT, 1.0
     )
     logprobs_BT.sum().backward()

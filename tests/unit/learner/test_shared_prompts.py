@@ -28,7 +28,7 @@ def by_answer(
     """The log-probs of every answer's tokens, and the gradients of their weighted sum."""
     policy.zero_grad()
     tensors = to_tensors(rows, samples, CPU)
-    logprobs_BT, _ = policy(tensors.rows, tensors.targets_BT, tensors.mask_BT, 1.0)
+    logprobs_BT, *_ = policy(tensors.rows, tensors.targets_BT, tensors.mask_BT, 1.0)
     answers = [index for row in rows for index in row.indices]
     (logprobs_BT.sum(-1) * (torch.tensor(answers) % 3 - 1)).sum().backward()
     found = [

@@ -116,7 +116,9 @@ def train(
     ranks = Ranks(num_ranks)
     found: dict[int, Any] = {}
 
-    start = load_policy(job.model).double()  # here: transformers does not load in two threads
+    start = load_policy(
+        job.model, has_value_head=job.algorithm.has_value_head
+    ).double()  # here: transformers does not load in two threads
     references: list[Policy | None] = [None] * num_ranks
     if job.algorithm.kl.coefficient > 0:
         references = [copy.deepcopy(start) for _ in range(num_ranks)]
@@ -125,7 +127,9 @@ def train(
                 parameter *= 1.01
     policies = [copy.deepcopy(start) for _ in range(num_ranks)]
     critics: list[Critic] = []
-    if job.algorithm.has_critic:
+    if start.value_head is not None:
+        torch.nn.init.constant_(start.value_head.weight, 0.02)
+    if job.algorithm.has_own_critic:
         critic = load_critic(job.model, None).double()
         torch.nn.init.constant_(critic.head.weight, 0.02)
         critics = [copy.deepcopy(critic) for _ in range(num_ranks)]
@@ -200,6 +204,11 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
         "critic": {"learning_rate": 0.1},
         "kl": {"coefficient": 0.1, "place": "reward"},
         "epochs": 2,
+        "minibatches": 2,
+    },
+    "a value head": {
+        "advantage": {"kind": "gae", "lam": 0.9},
+        "critic": {"shared": True, "coefficient": 2.0},
         "minibatches": 2,
     },
     "n_step": {"advantage": {"kind": "n_step", "n": 2}, "critic": {"learning_rate": 0.1}},
@@ -286,6 +295,15 @@ def test_a_critic_learns_what_answers_are_worth_before_the_policy_moves(model: P
         assert torch.equal(mine, other)
     _, first, *_ = train(job, batch=batch, num_steps=1)
     assert metrics["value_error"] < 0.3 * first["value_error"]
+
+
+def test_a_value_head_learns_beside_the_policy(model: Path) -> None:
+    batch = make_batch(0, num_groups=6)
+    critic = {"shared": True, "coefficient": 1.0, "clip": None}
+    job = job_of(model, advantage={"kind": "gae", "lam": 1.0}, critic=critic)
+    _, metrics, *_ = train(job, batch=batch, num_steps=30)
+    _, first, *_ = train(job, batch=batch, num_steps=1)
+    assert metrics["value_error"] < 0.5 * first["value_error"]
 
 
 def test_kl_in_the_reward_takes_it_off_the_tokens_that_moved_away(model: Path) -> None:
