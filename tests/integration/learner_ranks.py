@@ -2,7 +2,7 @@
 
     python learner_ranks.py MODEL OUT RANK NUM_RANKS PORT SETTING...
 
-A setting is `ZERO_STAGE:MAX_TOKENS_PER_MICROBATCH[:recompute|:critic|:region]`. Rank 0 writes
+A setting is `ZERO_STAGE:MAX_TOKENS_PER_MICROBATCH[:recompute|:critic|:head|:region]`. Rank 0 writes
 OUT/<setting>.npz, with `critic` the critic's weights too.
 As in a job, a probe follows every step. ZeRO-3 fetches ahead as little of this small model as it
 does of a large one. A last step whose gradient is not finite must be refused on every rank.
@@ -72,8 +72,8 @@ def train(model: str, num_ranks: int, setting: str, out: Path) -> None:
     job = make_job(
         model,
         algorithm={
-            "advantage": {"kind": "gae" if "critic" in options else "grpo"},
-            "critic": {"learning_rate": 3e-4},
+            "advantage": {"kind": "gae" if {"critic", "head"} & set(options) else "grpo"},
+            "critic": {"learning_rate": 3e-4, "shared": "head" in options},
             # Of which about two thirds of these updates keep inside.
             "trust_region": {"max_kl": MAX_KL} if "region" in options else None,
         },
@@ -88,8 +88,9 @@ def train(model: str, num_ranks: int, setting: str, out: Path) -> None:
         },
     )
     cpu = torch.device("cpu")
-    engine, critic = LearnerEngine(load_policy(job.model), job, cpu), None
-    if job.algorithm.has_critic:
+    policy = load_policy(job.model, has_value_head=job.algorithm.has_value_head)
+    engine, critic = LearnerEngine(policy, job, cpu), None
+    if job.algorithm.has_own_critic:
         critic = LearnerEngine(load_critic(job.model, None), job, cpu)
     step = LearnerStep(job, engine, None, critic)
     start = weights_of(engine)

@@ -16,8 +16,9 @@ from tests.helpers.jobs import make_model
 PROGRAM = Path(__file__).with_name("learner_ranks.py")
 ROOT = Path(__file__).parents[2]
 WHOLE, MANY = 4096, 40  # padded tokens: one microbatch, and about eight
+KINDS = ("critic", "head", "region")
 PLAIN = [*(f"{stage}:{MANY}" for stage in range(4)), f"3:{MANY}:recompute"]
-MORE = [f"{stage}:{MANY}:{what}" for what in ("critic", "region") for stage in range(4)]
+MORE = [f"{stage}:{MANY}:{what}" for what in KINDS for stage in range(4)]
 
 
 def train(model: Path, out: Path, num_ranks: int, settings: list[str]) -> None:
@@ -47,7 +48,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, np.
     """`ranks/setting` -> name -> array, after 5 steps."""
     directory = tmp_path_factory.mktemp("ranks")
     model = make_model(directory / "model")
-    whole = [f"0:{WHOLE}", f"0:{WHOLE}:critic", f"0:{WHOLE}:region"]
+    whole = [f"0:{WHOLE}", *(f"0:{WHOLE}:{kind}" for kind in KINDS)]
     train(model, directory / "1", 1, [*whole, *PLAIN])
     train(model, directory / "2", 2, [*PLAIN, *MORE])
     return {
@@ -64,7 +65,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, np.
 def test_the_weights_after_five_steps_are_the_same(
     weights: dict[str, dict[str, np.ndarray]], num_ranks: int, setting: str
 ) -> None:
-    kind = setting[setting.rindex(":") :] if setting.endswith(("critic", "region")) else ""
+    kind = setting[setting.rindex(":") :] if setting.endswith(KINDS) else ""
     expected, found = weights[f"1/0:{WHOLE}{kind}"], weights[f"{num_ranks}/{setting}"]
     assert found.keys() == expected.keys()
     for name, array in expected.items():
