@@ -208,7 +208,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     },
     "a value head": {
         "advantage": {"kind": "gae", "lam": 0.9},
-        "critic": {"shared": True, "coefficient": 2.0},
+        "critic": {"shared": True},
         "minibatches": 2,
     },
     "n_step": {"advantage": {"kind": "n_step", "n": 2}, "critic": {"learning_rate": 0.1}},
