@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -157,7 +156,7 @@ def _commit_writer(
         if engine.rank == 0:
             checkpoint.begin(root, version)
         engine.barrier()
-        engine.save(directory / "learner", asdict(step.state))
+        engine.save(directory / "learner", step.state.snapshot(job.algorithm))
         if critic is not None:
             critic.save(directory / "learner" / CRITIC, {})
         if engine.rank == 0 and reference is not None and job.algorithm.reference_moves:

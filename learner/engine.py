@@ -161,8 +161,8 @@ class LearnerEngine:
 
         Every rank calls it. `other` is in float32: bfloat16 rounds small shares away.
         """
-        pairs = zip(self.model.parameters(), other.parameters(), strict=True)
-        for mine, theirs in pairs:
+        # Without a value head, which the policy can have and a reference has not.
+        for mine, theirs in zip(self.model.hf.parameters(), other.hf.parameters(), strict=True):
             with self.gathered([mine]):
                 theirs.lerp_(mine.to(theirs), share)
 

@@ -39,17 +39,14 @@ class AlgorithmState:
             rate_factor=1.0,
         )
 
+    def snapshot(self, config: AlgorithmConfig) -> dict[str, Any]:
+        """What the run itself has moved."""
+        return {name: getattr(self, name) for name in _moved(config)}
+
     def resume(self, config: AlgorithmConfig, saved: Mapping[str, Any]) -> None:
-        """Go on from a commit with what the run itself has moved; what the job file sets wins."""
-        moved = {
-            "average_score": config.advantage.kind == "reinforce",
-            "kl_coefficient": config.kl.adaptive is not None,
-            "beta": config.loss.kind == "ppo_kl" and config.loss.target is not None,
-            "entropy_coefficient": config.entropy.target is not None,
-            "rate_factor": config.rate is not None and config.rate.kind == "kl",
-        }
-        for name, is_moved in moved.items():
-            if is_moved and saved.get(name):  # neither absent nor of a run without it
+        """Go on from a commit's snapshot, where the job file still leaves it to the run."""
+        for name in _moved(config):
+            if name in saved:
                 setattr(self, name, saved[name])
 
     def update(
@@ -88,3 +85,15 @@ class AlgorithmState:
             log_alpha = math.log(self.entropy_coefficient)
             log_alpha -= config.entropy.learning_rate * (entropy - config.entropy.target)
             self.entropy_coefficient = math.exp(log_alpha)
+
+
+def _moved(config: AlgorithmConfig) -> list[str]:
+    """The fields that a run changes; the others are what the job file says."""
+    moves = {
+        "average_score": config.advantage.kind == "reinforce",
+        "kl_coefficient": config.kl.adaptive is not None,
+        "beta": config.loss.kind == "ppo_kl" and config.loss.target is not None,
+        "entropy_coefficient": config.entropy.target is not None,
+        "rate_factor": config.rate is not None and config.rate.kind == "kl",
+    }
+    return [name for name, is_moved in moves.items() if is_moved]

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from learner.checkpoint import manifest_of
+from learner.checkpoint import FORMAT, manifest_of
 from orchestrator.plan import Plan
 from rollout_worker.rewards import build_reward
 from slipstream.config.job import (
@@ -128,9 +128,13 @@ def _commit(job: JobConfig, run_dir: Path) -> Iterator[tuple[str, str]]:
         yield "name", f"{error}; launch without --resume"
         return
     try:
-        layout = json.loads(manifest.read_text())["layout"]
+        committed = json.loads(manifest.read_text())
+        found, layout = committed["format"], committed["layout"]
     except (OSError, ValueError, KeyError) as error:
         yield "name", f"{manifest} cannot be read: {error!r}"
+        return
+    if found != FORMAT:
+        yield "name", f"{manifest} has format {found}, this is {FORMAT}; launch without --resume"
         return
     for key, mine in job.layout.items():
         if mine != layout.get(key):

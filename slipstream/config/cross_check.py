@@ -121,10 +121,14 @@ def _terms(job: JobConfig) -> Iterator[Finding]:
             f"{algorithm.advantage.kind} has no critic; use algorithm.advantage: {{kind: gae}}, or "
             "remove it",
         )
-
     if algorithm.has_value_head:
         if algorithm.critic.path is not None:
             yield "algorithm.critic.path", "a shared critic starts from the policy; remove it"
+        if algorithm.critic.learning_rate != CriticConfig().learning_rate:
+            yield (
+                "algorithm.critic.learning_rate",
+                "a shared critic learns at learner.learning_rate; remove it, or set coefficient",
+            )
         if algorithm.critic.warmup_steps:
             yield (
                 "algorithm.critic.warmup_steps",

@@ -79,7 +79,7 @@ class Engine:
 
     @torch.no_grad()
     def move(self, other: Policy, share: float) -> None:
-        for mine, theirs in zip(self.model.parameters(), other.parameters(), strict=True):
+        for mine, theirs in zip(self.model.hf.parameters(), other.hf.parameters(), strict=True):
             theirs.lerp_(mine, share)
 
     @torch.no_grad()
@@ -121,7 +121,8 @@ def train(
     ).double()  # here: transformers does not load in two threads
     references: list[Policy | None] = [None] * num_ranks
     if job.algorithm.kl.coefficient > 0:
-        references = [copy.deepcopy(start) for _ in range(num_ranks)]
+        plain = load_policy(job.model).double()  # a reference has no value head
+        references = [copy.deepcopy(plain) for _ in range(num_ranks)]
         with torch.no_grad():
             for parameter in (p for reference in references for p in reference.parameters()):
                 parameter *= 1.01
@@ -209,6 +210,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "a value head": {
         "advantage": {"kind": "gae", "lam": 0.9},
         "critic": {"shared": True},
+        "kl": {"coefficient": 0.1, "reference_step": 0.3},
         "minibatches": 2,
     },
     "n_step": {"advantage": {"kind": "n_step", "n": 2}, "critic": {"learning_rate": 0.1}},
@@ -336,9 +338,18 @@ def test_kl_in_the_reward_takes_it_off_the_tokens_that_moved_away(model: Path) -
 
 
 def test_a_run_goes_on_with_what_it_has_moved_and_with_what_the_job_file_sets(model: Path) -> None:
-    saved = {"kl_coefficient": 7.0, "entropy_coefficient": 8.0, "beta": 0.0, "rate_factor": 9.0}
+    committed = job_of(
+        model,
+        advantage={"kind": "reinforce", "baseline": "moving_average"},
+        kl={"coefficient": 0.5, "adaptive": {"target": 0.1}},
+        entropy={"coefficient": 0.75, "target": 1.0},
+    ).algorithm
+    before = AlgorithmState.of(committed)
+    before.average_score, before.kl_coefficient, before.entropy_coefficient = 0.0, 7.0, 8.0
+    saved = before.snapshot(committed)
     algorithm = job_of(
         model,
+        advantage={"kind": "reinforce", "baseline": "moving_average"},
         kl={"coefficient": 0.5, "adaptive": {"target": 0.1}},
         entropy={"coefficient": 0.25},
         loss={"kind": "ppo_kl", "beta": 2.0, "target": 0.1},
@@ -347,7 +358,7 @@ def test_a_run_goes_on_with_what_it_has_moved_and_with_what_the_job_file_sets(mo
     state = AlgorithmState.of(algorithm)
     state.resume(algorithm, saved)
     assert (state.kl_coefficient, state.entropy_coefficient) == (7.0, 0.25)
-    assert (state.beta, state.rate_factor) == (2.0, 1.0)
+    assert (state.average_score, state.beta, state.rate_factor) == (0.0, 2.0, 1.0)
 
 
 def test_an_entropy_bonus_raises_entropy_and_is_steered(model: Path) -> None:

@@ -112,7 +112,8 @@ def test_resume_and_overwrite_exclude_each_other(tmp_path: Path) -> None:
     commit = tmp_path / "runs" / "test" / "checkpoints" / "step-00000001"
     commit.mkdir(parents=True)
     (commit.parent / "latest").write_text("step-00000001\n")
-    (commit / "commit.json").write_text('{"layout": {"learner.zero_stage": 2}}')
+    manifest = commit / "commit.json"
+    manifest.write_text('{"format": 2, "layout": {"learner.zero_stage": 2}}')
     path, runs = str(job_file(tmp_path)), f"checkpoint.dir={tmp_path}/runs"
     done = slipstream("launch", path, runs, "--resume", "--overwrite")
     assert done.returncode == 2
@@ -121,6 +122,10 @@ def test_resume_and_overwrite_exclude_each_other(tmp_path: Path) -> None:
     done = slipstream("launch", path, runs, "--resume")
     assert done.returncode == 2
     assert "learner.zero_stage: is 0, but the commit was made with 2" in done.stderr
+    manifest.write_text('{"format": 1, "layout": {}}')
+    done = slipstream("launch", path, runs, "--resume")
+    assert done.returncode == 2
+    assert "has format 1" in done.stderr
 
 
 def test_an_unreadable_model_is_said(tmp_path: Path) -> None:
