@@ -121,7 +121,8 @@ class LearnerEngine:
             yield
             return
         # After a forward without its backward, the partitions fetched ahead are still on their way.
-        self._engine.empty_partition_cache()
+        # The optimizer's method, not the engine's, which would also collect Python's garbage.
+        self._optimizer.empty_partition_cache()
         with deepspeed.zero.GatheredParameters(parameters):
             yield
 
@@ -136,7 +137,7 @@ class LearnerEngine:
         Every rank calls it.
         """
         if self._config.zero_stage == 3:
-            self._engine.empty_partition_cache()  # or the next forward uses what it has fetched
+            self._optimizer.empty_partition_cache()  # or the next forward uses what it has fetched
         for master, before in zip(self._masters(), snapshot, strict=True):
             master.lerp_(before, share)
         if self._config.zero_stage in (1, 2):
