@@ -170,6 +170,14 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReplaySnapshot:
+    """Replay at a step boundary, for a commit."""
+
+    state: Mapping[str, Any]  # JSON-able
+    groups: Mapping[int, bytes]  # the buffered ones by ordinal, in replay's own encoding
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Wait:
     """Nothing to hand out yet; ask again. `reason` is for people."""
 
