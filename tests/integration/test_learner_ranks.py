@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -27,20 +28,25 @@ def train(model: Path, out: Path, num_ranks: int, settings: list[str]) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     arguments = [sys.executable, str(PROGRAM), str(model), str(out)]
-    ranks = [
-        subprocess.Popen(
-            [*arguments, str(rank), str(num_ranks), str(port), *settings],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(num_ranks)
-    ]
-    for rank in ranks:
-        output, _ = rank.communicate(timeout=400)
-        assert rank.returncode == 0, output[-3000:]
+    # Into files: a rank that waits for somebody to read its pipe makes the others wait for it.
+    logs = [out / f"rank{rank}.log" for rank in range(num_ranks)]
+    with ExitStack() as stack:
+        ranks = [
+            subprocess.Popen(
+                [*arguments, str(rank), str(num_ranks), str(port), *settings],
+                cwd=ROOT,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                stdout=stack.enter_context(log.open("w")),
+                stderr=subprocess.STDOUT,
+            )
+            for rank, log in enumerate(logs)
+        ]
+        try:
+            for process, log in zip(ranks, logs, strict=True):
+                assert process.wait(timeout=300) == 0, log.read_text()[-3000:]
+        finally:
+            for process in ranks:
+                process.kill()
 
 
 @pytest.fixture(scope="module")
