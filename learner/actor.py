@@ -38,12 +38,12 @@ class WeightBoard:
             self._newest = update
             self._changed.notify_all()
 
-    async def wait_newer(self, version: int) -> WeightUpdate | None:
-        """The newest update once it is above `version`, or None after a few seconds."""
+    async def wait_newer(self, held: tuple[int, int]) -> WeightUpdate | None:
+        """The newest update once it is above (timeline, version), or None after a few seconds."""
         try:
             async with asyncio.timeout(LONG_POLL_S), self._changed:
                 await self._changed.wait_for(
-                    lambda: self._newest is not None and self._newest.version > version
+                    lambda: self._newest is not None and self._newest.order > held
                 )
         except TimeoutError:
             return None

@@ -39,6 +39,7 @@ class LearnerLoop:
         job: JobConfig,
         *,
         rank: int,
+        timeline: int,
         version: int,
         step: LearnerStep,
         replay: ReplayForLearners,
@@ -49,6 +50,7 @@ class LearnerLoop:
         events: EventLog,
     ) -> None:
         self.version = version
+        self._timeline = timeline
         self._job = job
         self._rank = rank
         self._step = step
@@ -75,7 +77,9 @@ class LearnerLoop:
     def _next_batch(self) -> Batch | Stop:
         """Replay holds the call until there is a batch, or answers Wait after a while."""
         with self._busy.phase("wait"):
-            while isinstance(reply := self._answer(self._replay.take(self.version), "take"), Wait):
+            while isinstance(
+                reply := self._answer(self._replay.take(self.version, self._timeline), "take"), Wait
+            ):
                 pass
         return reply
 
@@ -86,7 +90,7 @@ class LearnerLoop:
         with self._busy.phase("publish"):
             self._publish()
             if self._rank == 0:
-                self._answer(self._replay.trained(self.version), "trained")
+                self._answer(self._replay.trained(self.version, self._timeline), "trained")
             # No other rank may ask for the next batch before replay knows of the version.
             self._barrier()
         every = self._job.checkpoint.every_steps
@@ -96,7 +100,7 @@ class LearnerLoop:
 
     def _publish(self) -> None:
         probe = self._prober.measure() if self._prober is not None else None
-        self._publish_s = self._publisher.publish(self.version, probe)
+        self._publish_s = self._publisher.publish(self._timeline, self.version, probe)
 
     def _commit(self) -> None:
         start_s = time.perf_counter()

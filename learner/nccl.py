@@ -45,10 +45,11 @@ class NcclPublisher:
         self._source = _Source(engine, bucket_bytes)
         self._transfer: Any = None
 
-    def publish(self, version: int, probe: Probe | None) -> dict[str, float]:
+    def publish(self, timeline: int, version: int, probe: Probe | None) -> dict[str, float]:
         """Send `version` to every worker; every rank calls it."""
         start_s = time.perf_counter()
         self._client.update = WeightUpdate(
+            timeline=timeline,
             version=version,
             bucket_specs=(),
             buckets=(),

@@ -79,7 +79,7 @@ class ObjectStorePublisher:
         self._put = put
         self._announce = announce
 
-    def publish(self, version: int, probe: Probe | None) -> dict[str, float]:
+    def publish(self, timeline: int, version: int, probe: Probe | None) -> dict[str, float]:
         """Make `version` available; every rank calls it. Returns seconds by phase."""
         specs, references = [], []
         put_s, start_s = 0.0, time.perf_counter()
@@ -93,6 +93,7 @@ class ObjectStorePublisher:
         if self._engine.rank == 0:
             self._announce(
                 WeightUpdate(
+                    timeline=timeline,
                     version=version,
                     bucket_specs=tuple(specs),
                     buckets=tuple(references),

@@ -4,6 +4,7 @@
       ▲          │ expiry, failure   │ stale
       └─ requeue ┴───────────────────┘
 
+It decides; every decision is a fact, which is recorded and changes the state (`state`).
 Methods whose outcome depends on time take `now_s`; nothing here does I/O.
 
 *Admission.* With B groups a batch and bound S, a lease is granted only while running and
@@ -14,20 +15,31 @@ Nor more than the steps that are left can use. *Bound.* What may be in a batch, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from typing import Any
 
 from replay.checks import check_group
-from replay.choosing import choose
-from replay.issue import Issuer
-from replay.leases import Leases
-from replay.ledger import TRAINED, Ledger
+from replay.choosing import all_rewards_equal, choose
+from replay.codec import encode
+from replay.facts import (
+    Accepted,
+    Dropped,
+    Fact,
+    Leased,
+    Outgrown,
+    Refused,
+    Reissued,
+    Taken,
+    Trained,
+    Use,
+)
+from replay.ledger import TRAINED, Tries
 from replay.rules import Rules
-from replay.shelf import Buffered, Shelf
-from replay.tally import Tally
+from replay.shelf import Buffered
+from replay.state import ReplayState
+from replay.workers import Workers
 from slipstream.records import (
     Batch,
-    BatchGroup,
     DropReason,
     Group,
     Lease,
@@ -35,6 +47,7 @@ from slipstream.records import (
     Prompt,
     PutReply,
     RefusalReason,
+    ReplaySnapshot,
     Stop,
     Wait,
 )
@@ -43,29 +56,33 @@ from slipstream.records import (
 class ReplayBuffer:
     """The state machine. `prompt_at(ordinal)` is None where the prompt is too long.
 
-    With a `snapshot` it goes on from there: all that had no final fate is issued again first.
+    `record` gets every fact as it comes about. With a `state` it goes on from there.
     """
 
     def __init__(
         self,
         rules: Rules,
         prompt_at: Callable[[int], Prompt | None],
-        snapshot: Mapping[str, Any] | None = None,
+        record: Callable[[Fact], None] = lambda fact: None,
+        state: ReplayState | None = None,
     ) -> None:
         self.rules = rules
-        self.version = 0 if snapshot is None else int(snapshot["version"])
-        self.ledger = Ledger() if snapshot is None else Ledger.restore(snapshot["ledger"])
-        self._tally = Tally() if snapshot is None else Tally.restore(snapshot["tally"])
-        self._leases = Leases(
-            timeout_s=rules.lease_timeout_s,
-            next_id=0 if snapshot is None else int(snapshot["next_lease_id"]),
-        )
-        self._issuer = Issuer(self.ledger, self._tally, prompt_at, max_attempts=rules.max_attempts)
-        self._shelf = Shelf(max_uses=rules.max_uses, max_staleness=rules.max_staleness)
-        self._batch: Batch | None = None  # fixed for `version`
+        self.state = state or ReplayState()
+        self._prompt_at = prompt_at
+        self._record = record
+        self._workers = Workers()
+        self._leases: dict[int, Lease] = {}  # the running ones, as workers know them
         self._stop: Stop | None = None
         self._waiting_for = "the first prompts"
         self._stop_after_last_step()
+
+    @property
+    def version(self) -> int:
+        return self.state.version
+
+    def _happened(self, fact: Fact) -> None:
+        self.state.apply(fact)
+        self._record(fact)
 
     # --- rollout workers ------------------------------------------------------------
 
@@ -76,132 +93,231 @@ class ReplayBuffer:
         num_groups: int,
         now_s: float,
         *,
+        held: Collection[int] = (),
         yielded_version: int | None = None,
     ) -> LeaseReply:
-        """Up to `num_groups` prompts: those to be issued again first, then the stream in order."""
+        """Up to `num_groups` prompts: those to be issued again first, then the stream in order.
+
+        `held` are the leases that the worker knows of. Those that it was granted and does not
+        know of, as an answer got lost, it gets again; those that run no more it is told.
+        """
         self.expire(now_s)
-        replaced = self._leases.register(worker, incarnation, yielded_version=yielded_version)
-        for lease in replaced:
-            self._issuer.again(lease.prompt.ordinal, "worker_replaced")
-        newest = self._leases.newest_incarnation(worker)
-        if incarnation < newest:
-            stop = Stop(reason=f"{worker} {incarnation} was replaced by incarnation {newest}")
-            return LeaseReply(leases=(), version=self.version, yield_device=False, stop=stop)
-        num_granted = 0 if self._stop else min(num_groups, self._room())
-        leases = tuple(self._grant(worker, now_s) for _ in range(num_granted))
+        if not self._workers.register(worker, incarnation, yielded_version=yielded_version):
+            reason = f"{worker} {incarnation} was replaced by a later incarnation"
+            return self._reply((), (), Stop(reason=reason))
+        running = [lease for lease in self._running(now_s) if lease.worker == worker]
+        for lease in running:
+            if lease.incarnation < incarnation:
+                self._reissue(lease, "worker_replaced")
+        known = frozenset(held)
+        lost = [
+            lease
+            for lease in running
+            if lease.incarnation == incarnation and lease.lease_id not in known
+        ]
+        num_new = 0 if self._stop else min(num_groups - len(lost), self._room())
+        leases = (*lost, *(self._grant(worker, incarnation, now_s) for _ in range(num_new)))
+        if leases:
+            self._workers.works(worker)
+        revoked = tuple(lease_id for lease_id in held if lease_id not in self.state.running)
+        return self._reply(leases, revoked, self._stop)
+
+    def _reply(
+        self, leases: tuple[Lease, ...], revoked: tuple[int, ...], stop: Stop | None
+    ) -> LeaseReply:
         return LeaseReply(
             leases=leases,
+            revoked=revoked,
+            timeline=self.state.timeline,
             version=self.version,
             yield_device=not leases and self._learners_turn(),
-            stop=self._stop,
+            stop=stop,
         )
 
     def put(self, group: Group, now_s: float) -> PutReply:
         """Take a finished group in, or say why not.
 
         A group that is refused under its running lease ends it, and its prompt is issued again;
-        any other refusal changes nothing.
+        any other refusal changes nothing. A put that is repeated gets the same answer.
         """
         self.expire(now_s)
-        lease = self._leases.of(group)
-        if isinstance(lease, RefusalReason):
-            return self._refuse(group, lease, f"lease {group.lease_id} of {group.worker}")
-        del self._leases.running[lease.lease_id]
+        which = f"lease {group.lease_id} of {group.worker} {group.incarnation}"
+        if self._workers.was_replaced(group.worker, group.incarnation):
+            return self._refuse(group, RefusalReason.STALE_INCARNATION, which)
+        ended = self.state.ended.get(group.lease_id)
+        if ended is not None and ended.by == (group.worker, group.incarnation):
+            return PutReply(refused=ended.refused, detail="as before" if ended.refused else "")
+        leased = self.state.running.get(group.lease_id)
+        if leased is None or leased.by != (group.worker, group.incarnation):
+            return self._refuse(group, RefusalReason.UNKNOWN_LEASE, which)
         refusal = check_group(
             group,
-            lease,
+            self._lease(leased, now_s),
             group_size=self.rules.group_size,
             needs_greedy=self.rules.needs_greedy,
             newest_version=self._newest_version(),
         )
-        if refusal is not None:
-            self._issuer.failed(lease.prompt.ordinal)
-            return self._refuse(group, *refusal)
-        self._accept(group)
-        return PutReply()
+        del self._leases[group.lease_id]
+        if refusal is None:
+            self._accept(group)
+            return PutReply()
+        reply = self._refuse(group, *refusal, ended=leased)
+        if leased.num_failed + 1 < self.rules.max_attempts:
+            self._happened(Reissued(ordinal=leased.ordinal, cause="failed"))
+        else:
+            self._happened(Dropped(ordinal=leased.ordinal, reason=DropReason.FAILED))
+        return reply
 
     def expire(self, now_s: float) -> None:
         """Issue again what was not handed in within its lease's time."""
-        for lease in self._leases.expire(now_s):
-            self._issuer.again(lease.prompt.ordinal, "expired")
+        for lease in self._running(now_s):
+            if lease.expires_at_s <= now_s:
+                self._reissue(lease, "expired")
+
+    def _running(self, now_s: float) -> list[Lease]:
+        return [self._lease(leased, now_s) for leased in self.state.running.values()]
+
+    def _reissue(self, lease: Lease, cause: str) -> None:
+        """For no fault of the prompt; does not count towards `max_attempts`."""
+        del self._leases[lease.lease_id]
+        self._happened(Reissued(ordinal=lease.prompt.ordinal, cause=cause))
 
     def _room(self) -> int:
         """How many more leases fit the staleness budget and are of use to the steps left."""
-        if self.rules.num_sharing_workers and self._batch is not None:
+        if self.rules.num_sharing_workers and self.state.batch is not None:
             return 0  # the devices are the learner's
         num_batches = min(self.rules.max_staleness + 1, self.rules.num_steps - self.version)
         return max(0, num_batches * self.rules.groups_per_batch - self._num_outstanding())
 
     def _num_outstanding(self) -> int:
         """Running or accepted and not trained; a batch under way counts in full, reused or not."""
-        under_way = () if self._batch is None else self._batch.groups
+        under_way = () if self.state.batch is None else self.state.batch.groups
         num_reused = sum(entry.use > 1 for entry in under_way)
-        return len(self._leases.running) + self._shelf.num_unused() + num_reused
+        return len(self.state.running) + self.state.shelf.num_unused() + num_reused
 
-    def _grant(self, worker: str, now_s: float) -> Lease:
-        prompt, attempt = self._issuer.next()
-        return self._leases.grant(prompt, attempt, worker, self.version, now_s)
+    def _grant(self, worker: str, incarnation: int, now_s: float) -> Lease:
+        prompt = self._next_prompt()
+        tries = self.state.ledger.pending.get(prompt.ordinal, Tries())
+        leased = Leased(
+            ordinal=prompt.ordinal,
+            attempt=tries.num_leased,
+            num_failed=tries.num_failed,
+            lease_id=self.state.next_lease_id,
+            worker=worker,
+            incarnation=incarnation,
+            min_version=self.version,
+        )
+        self._happened(leased)
+        self._leases[leased.lease_id] = self._with_prompt(leased, prompt, now_s)
+        return self._leases[leased.lease_id]
+
+    def _next_prompt(self) -> Prompt:
+        """The lowest to be issued again, or the stream's next; too long ones get their fate."""
+        while True:
+            requeued = self.state.requeued
+            ordinal = min(requeued) if requeued else self.state.ledger.num_issued
+            prompt = self._prompt_at(ordinal)
+            if prompt is not None:
+                return prompt
+            self._happened(Dropped(ordinal=ordinal, reason=DropReason.PROMPT_TOO_LONG))
+
+    def _lease(self, leased: Leased, now_s: float) -> Lease:
+        """As its worker knows it. One that ran before replay was restarted gets its time anew."""
+        if leased.lease_id not in self._leases:
+            prompt = self._prompt_at(leased.ordinal)
+            assert prompt is not None, "a leased prompt is not too long"
+            self._leases[leased.lease_id] = self._with_prompt(leased, prompt, now_s)
+        return self._leases[leased.lease_id]
+
+    def _with_prompt(self, leased: Leased, prompt: Prompt, now_s: float) -> Lease:
+        return Lease(
+            lease_id=leased.lease_id,
+            prompt=prompt,
+            attempt=leased.attempt,
+            num_failed=leased.num_failed,
+            worker=leased.worker,
+            incarnation=leased.incarnation,
+            timeline=self.state.timeline,
+            min_version=leased.min_version,
+            expires_at_s=now_s + self.rules.lease_timeout_s,
+        )
 
     def _newest_version(self) -> int:
         """Weights are published before trained() says so: a worker may be ahead by that much."""
-        return self.version + (self._batch is not None)
+        return self.version + (self.state.batch is not None)
 
-    def _refuse(self, group: Group, reason: RefusalReason, detail: str) -> PutReply:
-        self._tally.refused(reason, group)
+    def _refuse(
+        self, group: Group, reason: RefusalReason, detail: str, *, ended: Leased | None = None
+    ) -> PutReply:
+        self._happened(
+            Refused(
+                ordinal=group.ordinal if ended is None else ended.ordinal,
+                lease_id=group.lease_id,
+                reason=reason,
+                failures=tuple(failure.reason for failure in group.failures),
+                ends_lease=ended is not None,
+            )
+        )
         return PutReply(refused=reason, detail=detail)
 
     def _accept(self, group: Group) -> None:
-        self._tally.generated(group)
-        num_rewards = len({rollout.reward for rollout in group.rollouts})
-        if self.rules.dynamic_sampling and num_rewards == 1:
-            self.ledger.dropped(group.ordinal, DropReason.ZERO_VARIANCE)
-        else:
-            self._shelf.add(group)
+        self._happened(Accepted(lease_id=group.lease_id, group=group))
+        if self.rules.dynamic_sampling and all_rewards_equal(group):
+            self._happened(Dropped(ordinal=group.ordinal, reason=DropReason.ZERO_VARIANCE))
 
     # --- learner ranks --------------------------------------------------------------
 
-    def take(self, version: int, now_s: float) -> Batch | Wait | Stop:
+    def take(self, version: int, now_s: float, *, timeline: int = 0) -> Batch | Wait | Stop:
         """The batch for the step from `version`; the same one for every rank that asks.
 
         Raises ValueError for any version but the newest.
         """
+        self._check_learner(timeline)
         if version != self.version:
             raise ValueError(f"take({version}), but the newest version is {self.version}")
         self.expire(now_s)
-        if self._batch is not None:
-            return self._batch
+        batch = self.state.batch
+        if batch is not None:
+            return batch
         if self._stop is not None:
             return self._stop
         chosen = self._choose()
         if not isinstance(chosen, Wait) and self.rules.num_sharing_workers:
             num_workers = self.rules.num_sharing_workers
-            chosen = self._leases.unyielded(num_workers, self.version) or chosen
+            chosen = self._workers.unyielded(num_workers, self.version) or chosen
         if isinstance(chosen, Wait):
             self._waiting_for = chosen.reason
             return chosen
         self._waiting_for = "the learner"
-        self._batch = Batch(version=version, groups=tuple(self._batch_group(e) for e in chosen))
-        return self._batch
+        self._happened(Taken(version=version, uses=tuple(self._use(entry) for entry in chosen)))
+        batch = self.state.batch
+        assert batch is not None
+        return batch
 
-    def trained(self, version: int) -> None:
+    def trained(self, version: int, *, timeline: int = 0) -> None:
         """The batch of `version - 1` has changed the weights, which are published as `version`.
 
         A second call for the same version changes nothing.
         """
+        self._check_learner(timeline)
         if version == self.version:
             return
-        if version != self.version + 1 or self._batch is None:
+        if version != self.version + 1 or self.state.batch is None:
             raise ValueError(f"trained({version}) without a batch of version {version - 1}")
-        for entry in self._batch.groups:
-            self._mark_trained(entry)
-        self._batch = None
-        self.version = version
-        self._shelf.remove_stale(version, trained=True)
+        self._happened(Trained(version=version))
+        for ordinal in self._stale(used=True):
+            self._happened(Outgrown(ordinal=ordinal))
         self._stop_after_last_step()
 
     def stop(self, reason: str) -> None:
         """No more leases, and no batch after one that is fixed. The first reason stays."""
         self._stop = self._stop or Stop(reason=reason)
+
+    def _check_learner(self, timeline: int) -> None:
+        if timeline != self.state.timeline:
+            raise ValueError(
+                f"a learner of timeline {timeline}, but the run went back: {self.state.timeline}"
+            )
 
     def _stop_after_last_step(self) -> None:
         if self.version >= self.rules.num_steps:
@@ -210,9 +326,9 @@ class ReplayBuffer:
     def _choose(self) -> list[Buffered] | Wait:
         self._remove_stale()
         return choose(
-            self._shelf.entries,
-            self._leases.running.values(),
-            self._issuer.requeued,
+            self.state.shelf.entries,
+            self.state.running.values(),
+            self.state.requeued,
             self.rules,
             self.version,
         )
@@ -221,55 +337,53 @@ class ReplayBuffer:
         """Unused groups past the bound; `wait` never has any, `clip` trains them."""
         if self.rules.on_stale not in ("requeue", "drop"):
             return
-        for ordinal in self._shelf.remove_stale(self.version, trained=False):
+        for ordinal in self._stale(used=False):
             if self.rules.on_stale == "drop":
-                self.ledger.dropped(ordinal, DropReason.STALE)
+                self._happened(Dropped(ordinal=ordinal, reason=DropReason.STALE))
             else:
-                self._issuer.again(ordinal, "stale")
+                self._happened(Reissued(ordinal=ordinal, cause="stale"))
+
+    def _stale(self, *, used: bool) -> list[int]:
+        return self.state.shelf.older_than(self.version - self.rules.max_staleness, used=used)
 
     def _learners_turn(self) -> bool:
         """Shared devices: the learner has all it needs, and no worker has work."""
-        if not self.rules.num_sharing_workers or self._leases.running:
+        if not self.rules.num_sharing_workers or self.state.running:
             return False
-        return self._batch is not None or not isinstance(self._choose(), Wait)
+        return self.state.batch is not None or not isinstance(self._choose(), Wait)
 
-    def _batch_group(self, entry: Buffered) -> BatchGroup:
-        lag = self.version - entry.group.oldest_version
-        return BatchGroup(group=entry.group, lag=lag, use=entry.uses + 1)
-
-    def _mark_trained(self, entry: BatchGroup) -> None:
-        first_use = entry.use == 1
-        self._tally.trained(entry.group, lag=entry.lag, first_use=first_use)
-        if first_use:
-            self.ledger.trained(entry.group.ordinal)
-        self._shelf.used(entry.group.ordinal)
+    def _use(self, entry: Buffered) -> Use:
+        use = entry.uses + 1
+        return Use(
+            ordinal=entry.group.ordinal,
+            lag=self.version - entry.group.oldest_version,
+            use=use,
+            is_last=use == self.rules.max_uses,
+        )
 
     # --- what others may know -------------------------------------------------------
 
+    def snapshot(self) -> ReplaySnapshot:
+        """For a commit, at a step boundary."""
+        entries = self.state.shelf.entries.items()
+        return ReplaySnapshot(
+            state=self.state.snapshot(),
+            groups={ordinal: encode(entry.group) for ordinal, entry in entries},
+        )
+
     def stats(self) -> dict[str, Any]:
         """Counts for people and metrics; JSON-able."""
+        ledger = self.state.ledger
         return {
             "version": self.version,
-            "num_issued": self.ledger.num_issued,
-            "num_running": len(self._leases.running),
-            "num_buffered": len(self._shelf.entries),
-            "num_requeued": len(self._issuer.requeued),
-            "num_trained": self.ledger.counts[TRAINED],
-            "frontier": self.ledger.frontier,
-            "drops": self.ledger.drops(),
+            "timeline": self.state.timeline,
+            "num_issued": ledger.num_issued,
+            "num_running": len(self.state.running),
+            "num_buffered": len(self.state.shelf.entries),
+            "num_requeued": len(self.state.requeued),
+            "num_trained": ledger.counts[TRAINED],
+            "frontier": ledger.frontier,
+            "drops": ledger.drops(),
             "waiting_for": self._waiting_for,
-            **self._tally.snapshot(),
-        }
-
-    def snapshot(self) -> dict[str, Any]:
-        """The ledger at this step boundary, JSON-able.
-
-        Groups themselves are not in it: what is pending is issued again, and what has trained
-        does not train once more.
-        """
-        return {
-            "version": self.version,
-            "next_lease_id": self._leases.next_id,
-            "ledger": self.ledger.snapshot(),
-            "tally": self._tally.snapshot(),
+            **self.state.tally.snapshot(),
         }

@@ -30,15 +30,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping
 
+from replay.facts import Leased
 from replay.rules import Rules
 from replay.selection import ranked
 from replay.shelf import Buffered
-from slipstream.records import Lease, Wait
+from slipstream.records import Group, Wait
 
 
 def choose(
     buffered: Mapping[int, Buffered],
-    running: Collection[Lease],
+    running: Collection[Leased],
     requeued: Collection[int],
     rules: Rules,
     version: int,
@@ -57,12 +58,12 @@ def choose(
 
 def _lowest_ordinals(
     buffered: Mapping[int, Buffered],
-    running: Collection[Lease],
+    running: Collection[Leased],
     requeued: Collection[int],
     size: int,
 ) -> list[Buffered] | Wait:
     """The `size` lowest ordinals that are not trained, once all of them are here."""
-    unfinished = {lease.prompt.ordinal for lease in running} | set(requeued)
+    unfinished = {leased.ordinal for leased in running} | set(requeued)
     here = {ordinal for ordinal, entry in buffered.items() if entry.uses == 0}
     lowest = sorted(unfinished | here)[:size]
     num_here = sum(ordinal in here for ordinal in lowest)
@@ -72,7 +73,7 @@ def _lowest_ordinals(
 
 
 def _selected(
-    candidates: list[Buffered], running: Collection[Lease], rules: Rules, version: int
+    candidates: list[Buffered], running: Collection[Leased], rules: Rules, version: int
 ) -> list[Buffered] | Wait:
     """As many of the oldest as their deadlines demand, then by policy.
 
@@ -96,13 +97,13 @@ def _selected(
 
 
 def _demanded(
-    unused: list[Buffered], running: Collection[Lease], rules: Rules, version: int
+    unused: list[Buffered], running: Collection[Leased], rules: Rules, version: int
 ) -> list[Buffered] | Wait:
     """The fewest oldest groups that leave at most k B with a deadline of version + k, all k."""
     size, bound = rules.groups_per_batch, rules.max_staleness
     oldest_first = sorted(unused, key=lambda e: (e.group.oldest_version, e.group.ordinal))
     num_here_by_version = Counter(entry.group.oldest_version for entry in unused)
-    num_running_by_version = Counter(lease.min_version for lease in running)
+    num_running_by_version = Counter(leased.min_version for leased in running)
     num_demanded = 0
     for ahead in range(bound + 1):
         sampled_by = version + ahead - bound  # from these versions: deadline version + ahead
@@ -118,3 +119,8 @@ def _demanded(
 
 def _count_up_to(count_by_version: Counter[int], version: int) -> int:
     return sum(count for sampled, count in count_by_version.items() if sampled <= version)
+
+
+def all_rewards_equal(group: Group) -> bool:
+    """Nothing to learn from, where advantages are relative to the group."""
+    return len({rollout.reward for rollout in group.rollouts}) == 1

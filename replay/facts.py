@@ -24,6 +24,10 @@ class Leased:
     incarnation: int
     min_version: int
 
+    @property
+    def by(self) -> tuple[str, int]:
+        return self.worker, self.incarnation
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accepted:
@@ -67,6 +71,8 @@ class Use:
     ordinal: int
     lag: int
     use: int
+    weight: float = 1.0
+    is_last: bool = True  # after it the group leaves the buffer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +92,7 @@ class Trained:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outgrown:
-    """A group that has trained at least once and may not train again, for its age."""
+    """A group that has trained at least once is too old to train again."""
 
     ordinal: int
 

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from slipstream.records import (
     LeaseReply,
     Prompt,
     PutReply,
+    ReplaySnapshot,
     Rollout,
     Stop,
     VersionSpan,
@@ -38,25 +40,39 @@ class LocalReplay:
         self._clock = clock
 
     def lease(
-        self, worker: str, incarnation: int, num_groups: int, *, yielded_version: int | None = None
+        self,
+        worker: str,
+        incarnation: int,
+        num_groups: int,
+        *,
+        held: Sequence[int],
+        yielded_version: int | None = None,
     ) -> Future[LeaseReply]:
         return _done(
             lambda: self.buffer.lease(
-                worker, incarnation, num_groups, self._clock(), yielded_version=yielded_version
+                worker,
+                incarnation,
+                num_groups,
+                self._clock(),
+                held=held,
+                yielded_version=yielded_version,
             )
         )
 
     def put(self, groups: Sequence[Group]) -> Future[Sequence[PutReply]]:
         return _done(lambda: [self.buffer.put(group, self._clock()) for group in groups])
 
-    def take(self, version: int) -> Future[Batch | Wait | Stop]:
-        return _done(lambda: self.buffer.take(version, self._clock()))
+    def take(self, version: int, timeline: int = 0) -> Future[Batch | Wait | Stop]:
+        return _done(lambda: self.buffer.take(version, self._clock(), timeline=timeline))
 
-    def trained(self, version: int) -> Future[None]:
-        return _done(lambda: self.buffer.trained(version))
+    def trained(self, version: int, timeline: int = 0) -> Future[None]:
+        return _done(lambda: self.buffer.trained(version, timeline=timeline))
 
-    def snapshot(self) -> Future[Mapping[str, Any]]:
+    def snapshot(self) -> Future[ReplaySnapshot]:
         return _done(self.buffer.snapshot)
+
+    def committed(self, version: int) -> Future[None]:
+        return _done(lambda: None)
 
 
 def scripted_prompt(ordinal: int) -> Prompt:
@@ -68,6 +84,21 @@ def scripted_prompt(ordinal: int) -> Prompt:
         item={"prompt": str(ordinal)},
         text=str(ordinal),
         token_ids=np.array([ordinal], dtype=np.int32),
+    )
+
+
+def scripted_lease(ordinal: int, version: int) -> Lease:
+    """As the buffer would grant it to `w0`, without an end."""
+    return Lease(
+        lease_id=ordinal,
+        prompt=scripted_prompt(ordinal),
+        attempt=0,
+        num_failed=0,
+        worker="w0",
+        incarnation=0,
+        timeline=0,
+        min_version=version,
+        expires_at_s=math.inf,
     )
 
 

@@ -16,34 +16,25 @@ class Buffered:
 
 
 class Shelf:
-    """Keeps a group until it has trained `max_uses` times, or is taken off for its age."""
+    """Keeps groups until they are taken off."""
 
-    def __init__(self, *, max_uses: int, max_staleness: int) -> None:
+    def __init__(self) -> None:
         self.entries: dict[int, Buffered] = {}  # by ordinal
-        self._max_uses = max_uses
-        self._max_staleness = max_staleness
 
-    def add(self, group: Group) -> None:
-        self.entries[group.ordinal] = Buffered(group)
+    def add(self, group: Group, uses: int = 0) -> None:
+        self.entries[group.ordinal] = Buffered(group, uses)
+
+    def remove(self, ordinal: int) -> None:
+        """Nothing happens where it is not there."""
+        self.entries.pop(ordinal, None)
 
     def num_unused(self) -> int:
         return sum(entry.uses == 0 for entry in self.entries.values())
 
-    def used(self, ordinal: int) -> None:
-        """It has trained once more."""
-        entry = self.entries[ordinal]
-        entry.uses += 1
-        if entry.uses >= self._max_uses:
-            del self.entries[ordinal]
-
-    def remove_stale(self, version: int, *, trained: bool) -> list[int]:
-        """Take off groups past the bound, of those that have (not) trained; their ordinals."""
-        stale = [
+    def older_than(self, version: int, *, used: bool) -> list[int]:
+        """Ordinals of the (un)used groups with a token from before `version`."""
+        return [
             ordinal
             for ordinal, entry in self.entries.items()
-            if (entry.uses > 0) is trained
-            and version - entry.group.oldest_version > self._max_staleness
+            if (entry.uses > 0) is used and entry.group.oldest_version < version
         ]
-        for ordinal in stale:
-            del self.entries[ordinal]
-        return stale

@@ -6,11 +6,11 @@ Mean length of trained against generated rollouts shows whether long answers get
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from slipstream.records import FinishReason, Group, RefusalReason
+from slipstream.records import FailureReason, FinishReason, Group, RefusalReason
 
 
 @dataclass(slots=True)
@@ -23,10 +23,10 @@ class Tally:
     lags: Counter[int] = field(default_factory=Counter)  # lag -> groups trained, each use counts
     lengths: Counter[str] = field(default_factory=Counter)  # rollouts, their tokens, those cut
 
-    def refused(self, reason: RefusalReason, group: Group) -> None:
+    def refused(self, reason: RefusalReason, failures: Sequence[FailureReason]) -> None:
         self.refusals[reason.value] += 1
         if reason is RefusalReason.FAILED_ROLLOUT:
-            self.failures.update(failure.reason.value for failure in group.failures)
+            self.failures.update(failure.value for failure in failures)
 
     def generated(self, group: Group) -> None:
         """An accepted group, whatever becomes of it."""

@@ -41,8 +41,8 @@ class RolloutWorkerActor:
 
         timeout_s = self._job.weights.timeout_s
 
-        def wait_newer(version: int) -> Future[WeightUpdate | None]:
-            return board.wait_newer.remote(version).future()  # type: ignore[no-any-return]
+        def wait_newer(held: tuple[int, int]) -> Future[WeightUpdate | None]:
+            return board.wait_newer.remote(held).future()  # type: ignore[no-any-return]
 
         self._worker = build_worker(
             self._job,

@@ -53,6 +53,7 @@ class Adoption:
         self._engine = engine
         self._receiver = receiver
         self._events = events
+        self.timeline = 0  # of the weights that the engine holds
         self._transfers: queue.Queue[_Transfer] = queue.Queue()
         self._update: WeightUpdate | None = None
 
@@ -66,7 +67,7 @@ class Adoption:
     def due(self) -> bool:
         """Whether `adopt` has something to do. Never blocks."""
         if self._update is None:
-            self._update = self._receiver.poll(self._engine.version)
+            self._update = self._receiver.poll((self.timeline, self._engine.version))
         return self._update is not None or not self._transfers.empty()
 
     def adopt(self) -> None:
@@ -109,8 +110,10 @@ class Adoption:
 
     def _adopted(self, update: WeightUpdate, start_s: float) -> None:
         load_s = time.perf_counter() - start_s
+        self.timeline = update.timeline
         self._events.emit(
             "adopted",
+            timeline=update.timeline,
             version=update.version,
             load_s=load_s,
             since_published_s=time.time() - update.published_at_s,

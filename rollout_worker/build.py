@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Any
 
-from rollout_worker.receiver import ObjectStoreReceiver
+from rollout_worker.receiver import ObjectStoreReceiver, WaitNewer
 from rollout_worker.reward_pool import RewardPool
 from rollout_worker.vllm_engine import VllmEngine
 from rollout_worker.worker import RolloutWorker
 from slipstream.config.job import JobConfig
 from slipstream.protocols import ReplayForWorkers
-from slipstream.records import WeightUpdate
 from slipstream.telemetry import EventLog
 from slipstream.text import decoder, eos_token_ids, load_tokenizer
 
@@ -23,7 +21,7 @@ def build_worker(
     incarnation: int,
     *,
     replay: ReplayForWorkers,
-    wait_newer: Callable[[int], Future[WeightUpdate | None]],
+    wait_newer: WaitNewer,
     get: Callable[[Any], Any],
     events: EventLog,
 ) -> RolloutWorker:

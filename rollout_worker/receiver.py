@@ -13,31 +13,32 @@ import torch
 from slipstream.records import TensorSpec, WeightUpdate
 
 Bytes = npt.NDArray[np.uint8]
+WaitNewer = Callable[[tuple[int, int]], Future[WeightUpdate | None]]
 
 
 class ObjectStoreReceiver:
-    """Keeps one question to the board under way: is there a version above mine?
+    """Keeps one question to the board under way: are there newer weights than mine?
 
-    `wait_newer(version)` asks the board and returns a future; `get` fetches a bucket.
+    `wait_newer((timeline, version))` asks the board and returns a future; `get` fetches a bucket.
     """
 
     def __init__(
         self,
-        wait_newer: Callable[[int], Future[WeightUpdate | None]],
+        wait_newer: WaitNewer,
         get: Callable[[Any], Bytes],
     ) -> None:
         self._wait_newer = wait_newer
         self._get = get
         self._asked: Future[WeightUpdate | None] | None = None
 
-    def poll(self, held_version: int) -> WeightUpdate | None:
-        """The newest update above `held_version` if the board has told of one."""
+    def poll(self, held: tuple[int, int]) -> WeightUpdate | None:
+        """The newest update above (timeline, version), if the board has told of one."""
         if self._asked is None:
-            self._asked = self._wait_newer(held_version)
+            self._asked = self._wait_newer(held)
         if not self._asked.done():
             return None
         update, self._asked = self._asked.result(), None
-        return update if update is not None and update.version > held_version else None
+        return update if update is not None and update.order > held else None
 
     def tensors(self, update: WeightUpdate) -> Iterator[tuple[str, torch.Tensor]]:
         """Every parameter. All buckets are fetched first: a version comes whole or not at all."""

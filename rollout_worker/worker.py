@@ -63,7 +63,7 @@ class _Call(Generic[T]):
     name: str
     future: Future[T]
     deadline_s: float
-    ordinals: Sequence[int] = ()  # of the groups that are put
+    leases: Sequence[Lease] = ()  # whose groups are put
 
 
 class RolloutWorker:
@@ -148,9 +148,12 @@ class RolloutWorker:
     def _adopt_newer(self) -> bool:
         if self._evaluator.generating or not self._adoption.due:
             return False  # an evaluation is of one version
+        timeline = self._adoption.timeline
         with self._busy.phase("adopt"):
             self._adoption.adopt()
         self._asleep = False
+        if self._adoption.timeline > timeline:  # replay has revoked what was under way
+            self._forget([*self._open])
         return True
 
     # --- leases -----------------------------------------------------------------------
@@ -171,15 +174,21 @@ class RolloutWorker:
         if num_free <= 0 or time.monotonic() < self._next_ask_s:
             return
         future = self._replay.lease(
-            self._name, self._incarnation, num_free, yielded_version=self._yielded_version
+            self._name,
+            self._incarnation,
+            num_free,
+            held=self._held_leases(),
+            yielded_version=self._yielded_version,
         )
         self._lease_call = _Call("lease", future, self._deadline_s())
 
     def _on_leases(self, reply: LeaseReply) -> None:
         drop_at_s = time.monotonic() + self._job.replay.lease_timeout_s
+        self._forget(reply.revoked)
         self._held.extend((lease, drop_at_s) for lease in reply.leases)
-        # With a newer version than replay knows of, this worker has had its part of the turn.
-        if reply.yield_device and reply.version == self._engine.version and self._is_idle():
+        # With newer weights than replay knows of, this worker has had its part of the turn.
+        same_weights = (reply.timeline, reply.version) == self._weights
+        if reply.yield_device and same_weights and self._is_idle():
             if not self._asleep:
                 self._engine.sleep()
                 self._asleep = True
@@ -188,6 +197,16 @@ class RolloutWorker:
             self._next_ask_s = time.monotonic() + ASK_AGAIN_S
         if reply.stop is not None:
             self._abandon()
+
+    @property
+    def _weights(self) -> tuple[int, int]:
+        return self._adoption.timeline, self._engine.version
+
+    def _held_leases(self) -> list[int]:
+        """Every lease of which replay has not answered that it is over."""
+        put = (lease for call in self._put_calls for lease in call.leases)
+        waiting = (lease for lease, _ in self._held)
+        return [*self._open, *(lease.lease_id for lease in (*put, *waiting))]
 
     def _num_free_groups(self) -> int:
         slots = self._job.rollout.num_slots - self._engine.num_running
@@ -198,9 +217,9 @@ class RolloutWorker:
 
     def _start_held(self) -> None:
         """Start every leased prompt whose version the engine holds, if it was not too long ago."""
-        while self._held and self._held[0][0].min_version <= self._engine.version:
+        while self._held and _weights_for(self._held[0][0]) <= self._weights:
             lease, drop_at_s = self._held.popleft()
-            if time.monotonic() > drop_at_s:
+            if time.monotonic() > drop_at_s or lease.timeline < self._adoption.timeline:
                 continue  # replay has issued it again
             self._open[lease.lease_id] = _OpenGroup(lease)
             for place in range(self._num_answers):
@@ -215,16 +234,20 @@ class RolloutWorker:
             max_new_tokens=rollout.max_new_tokens,
             temperature=GREEDY if is_greedy else rollout.temperature,
             top_p=rollout.top_p,
-            seed=rollout_seed(self._job.seed, lease.prompt.ordinal, lease.attempt, place),
+            seed=rollout_seed(self._job.seed, lease.prompt.ordinal, lease.num_failed, place),
         )
 
     def _abandon(self) -> None:
         """The job is over: forget what is in flight."""
-        places = range(self._num_answers)
-        self._engine.abort([f"{lease}/{place}" for lease in self._open for place in places])
-        self._open.clear()
+        self._forget([*self._open])
         self._held.clear()
         self._next_ask_s = time.monotonic() + REPORT_EVERY_S
+
+    def _forget(self, leases: Sequence[int]) -> None:
+        """Stop what is under way under these leases."""
+        known = [lease for lease in leases if self._open.pop(lease, None) is not None]
+        places = range(self._num_answers)
+        self._engine.abort([f"{lease}/{place}" for lease in known for place in places])
 
     # --- rollouts ---------------------------------------------------------------------
 
@@ -257,8 +280,8 @@ class RolloutWorker:
         for group in scored:
             del self._open[group.lease.lease_id]
         future = self._replay.put([self._to_record(group) for group in scored])
-        ordinals = [group.lease.prompt.ordinal for group in scored]
-        self._put_calls.append(_Call("put", future, self._deadline_s(), ordinals))
+        leases = [group.lease for group in scored]
+        self._put_calls.append(_Call("put", future, self._deadline_s(), leases))
 
     def _to_record(self, group: _OpenGroup) -> Group:
         assert group.scores is not None
@@ -296,10 +319,13 @@ class RolloutWorker:
             if replies is None:
                 return
             call = self._put_calls.popleft()
-            for ordinal, reply in zip(call.ordinals, replies, strict=True):
+            for lease, reply in zip(call.leases, replies, strict=True):
                 if reply.refused is not None:
                     self._events.emit(
-                        "refused", ordinal=ordinal, reason=reply.refused.value, detail=reply.detail
+                        "refused",
+                        ordinal=lease.prompt.ordinal,
+                        reason=reply.refused.value,
+                        detail=reply.detail,
                     )
 
     # --- calls and reports --------------------------------------------------------------
@@ -332,7 +358,12 @@ class RolloutWorker:
         self._num_tokens = 0
 
 
-def rollout_seed(job_seed: int, ordinal: int, attempt: int, place: int) -> int:
-    """The same lease gives the same tokens wherever it runs. In [0, 2^62)."""
-    key = f"{job_seed}/{ordinal}/{attempt}/{place}".encode()
+def _weights_for(lease: Lease) -> tuple[int, int]:
+    return lease.timeline, lease.min_version
+
+
+def rollout_seed(job_seed: int, ordinal: int, num_failed: int, place: int) -> int:
+    """The same prompt gives the same tokens wherever and whenever it runs, until an attempt of it
+    fails. In [0, 2^62)."""
+    key = f"{job_seed}/{ordinal}/{num_failed}/{place}".encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 2

@@ -17,6 +17,7 @@ from slipstream.records import (
     LeaseReply,
     Probe,
     PutReply,
+    ReplaySnapshot,
     Stop,
     Wait,
     WeightUpdate,
@@ -27,33 +28,43 @@ class ReplayForWorkers(Protocol):
     """What a rollout worker asks of replay."""
 
     def lease(
-        self, worker: str, incarnation: int, num_groups: int, *, yielded_version: int | None
+        self,
+        worker: str,
+        incarnation: int,
+        num_groups: int,
+        *,
+        held: Sequence[int],
+        yielded_version: int | None,
     ) -> Future[LeaseReply]:
-        """Up to `num_groups` prompts. `yielded_version`: the version for whose training this worker
-        has released the shared devices, if any."""
+        """Up to `num_groups` prompts, beside the leases `held`. `yielded_version`: the version for
+        whose training this worker has released the shared devices, if any."""
 
     def put(self, groups: Sequence[Group]) -> Future[Sequence[PutReply]]:
-        """Hand over finished groups, one answer each; replay owns them from then on."""
+        """Hand over finished groups, one answer each; replay owns them from then on. Repeated, it
+        changes nothing."""
 
 
 class ReplayForLearners(Protocol):
     """What a learner rank asks of replay."""
 
-    def take(self, version: int) -> Future[Batch | Wait | Stop]:
+    def take(self, version: int, timeline: int) -> Future[Batch | Wait | Stop]:
         """The batch for the step from `version`. Every rank that asks gets the same one."""
 
-    def trained(self, version: int) -> Future[None]:
+    def trained(self, version: int, timeline: int) -> Future[None]:
         """The step is done and `version` is published: the batch has changed the weights."""
 
-    def snapshot(self) -> Future[Mapping[str, Any]]:
-        """The ledger at this step boundary, for a commit; JSON-able."""
+    def snapshot(self) -> Future[ReplaySnapshot]:
+        """Replay at this step boundary, for a commit."""
+
+    def committed(self, version: int) -> Future[None]:
+        """The commit with the snapshot of `version` is durable."""
 
 
 class WeightReceiver(Protocol):
     """The worker's end of the weight channel."""
 
-    def poll(self, held_version: int) -> WeightUpdate | None:
-        """The newest update above the version held, or None. Never blocks."""
+    def poll(self, held: tuple[int, int]) -> WeightUpdate | None:
+        """The newest update above the (timeline, version) held, or None. Never blocks."""
 
     def tensors(self, update: WeightUpdate) -> Iterator[tuple[str, Any]]:
         """(name, torch tensor) of every parameter, on the CPU."""
@@ -62,8 +73,8 @@ class WeightReceiver(Protocol):
 class WeightPublisher(Protocol):
     """The learner's end of the weight channel; every rank calls it."""
 
-    def publish(self, version: int, probe: Probe | None) -> Mapping[str, float]:
-        """Make `version` available as a whole; seconds by phase (`gather_s`, `wire_s`)."""
+    def publish(self, timeline: int, version: int, probe: Probe | None) -> Mapping[str, float]:
+        """Make a version available as a whole; seconds by phase (`gather_s`, `wire_s`)."""
 
 
 class Reward(Protocol):

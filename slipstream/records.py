@@ -6,7 +6,8 @@ tensors in one place (`learner/tensors.py`).
 
 Vocabulary (docs/architecture.md): a *prompt* has an *ordinal*; its G *rollouts* form a
 *group*; the groups of one learner step form a *batch*; the *policy version* counts the
-learner steps whose weights were published.
+learner steps whose weights were published. When the run goes back to a commit, a new *timeline*
+begins: its versions above the commit's are other weights than those of the same number before.
 """
 
 from __future__ import annotations
@@ -119,9 +120,11 @@ class Lease:
     lease_id: int
     prompt: Prompt
     attempt: int  # 0 at first; counts re-issues of the same ordinal
+    num_failed: int  # of these attempts; another one of the same prompt samples other tokens
     worker: str
     incarnation: int  # of the worker; a replaced worker's pushes are refused
-    min_version: int  # the worker must hold at least this version before it starts
+    timeline: int  # the worker must hold weights of this one,
+    min_version: int  # and of at least this version, before it starts
     expires_at_s: float  # on replay's own clock
 
 
@@ -196,6 +199,8 @@ class LeaseReply:
     """What a worker gets when it asks for prompts."""
 
     leases: tuple[Lease, ...]
+    revoked: tuple[int, ...]  # leases that the worker holds and that run no more
+    timeline: int  # how often the run went back to a commit
     version: int  # newest published version
     yield_device: bool  # shared devices: it is the learner's turn, release them
     stop: Stop | None = None
@@ -235,8 +240,14 @@ class WeightUpdate:
     one byte array; for `nccl` empty, the tensors are sent GPU to GPU.
     """
 
+    timeline: int
     version: int
     bucket_specs: tuple[tuple[TensorSpec, ...], ...]
     buckets: tuple[Any, ...]
     probe: Probe | None
     published_at_s: float  # time.time()
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Updates are adopted in this order: another timeline outdates every version before."""
+        return self.timeline, self.version

@@ -2,41 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import json
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import pytest
 
 from replay.buffer import ReplayBuffer
+from replay.codec import decode
+from replay.facts import Fact
+from replay.rollback import go_back
 from replay.rules import Rules
 from replay.scripted import scripted_group, scripted_prompt
-from slipstream.records import Batch, Lease, LeaseReply, PutReply, Stop, Wait
+from replay.state import ReplayState
+from slipstream.records import Batch, Lease, LeaseReply, PutReply, ReplaySnapshot, Stop, Wait
 
 
 class Play:
     def __init__(
         self,
         *,
-        snapshot: Mapping[str, Any] | None = None,
+        snapshot: ReplaySnapshot | None = None,
         too_long: Collection[int] = (),
         **rules: Any,
     ) -> None:
         settings = {"group_size": 2, "groups_per_batch": 2, "num_steps": 100, "max_staleness": 0}
         self.now_s = 0.0
+        self.rules = Rules(**(settings | rules))
+        self.facts: list[Fact] = []
         self.buffer = ReplayBuffer(
-            Rules(**(settings | rules)),
+            self.rules,
             lambda ordinal: None if ordinal in too_long else scripted_prompt(ordinal),
-            snapshot,
+            self.facts.append,
+            None if snapshot is None else self._gone_back_to(snapshot),
         )
 
+    def _gone_back_to(self, snapshot: ReplaySnapshot) -> ReplayState:
+        groups = {ordinal: decode(group) for ordinal, group in snapshot.groups.items()}
+        state, kept = go_back(
+            json.loads(json.dumps(snapshot.state)),
+            self.rules,
+            groups=groups,
+            since=(),
+            timeline=1,
+            num_issued=0,
+            next_lease_id=0,
+        )
+        return ReplayState.restore(state, lambda ordinal, _: kept[ordinal])
+
     def ask(
-        self, num_groups: int, worker: str = "w0", incarnation: int = 0, yielded: bool = False
+        self,
+        num_groups: int,
+        worker: str = "w0",
+        incarnation: int = 0,
+        yielded: bool = False,
+        held: Collection[int] | None = None,
     ) -> LeaseReply:
         return self.buffer.lease(
             worker,
             incarnation,
             num_groups,
             self.now_s,
+            held=list(self.buffer.state.running) if held is None else held,
             yielded_version=self.buffer.version if yielded else None,
         )
 
@@ -51,14 +78,15 @@ class Play:
         return [self.buffer.put(group, self.now_s) for group in groups]
 
     def take(self) -> Batch | Wait | Stop:
-        return self.buffer.take(self.buffer.version, self.now_s)
+        timeline = self.buffer.state.timeline
+        return self.buffer.take(self.buffer.version, self.now_s, timeline=timeline)
 
     def step(self) -> list[int]:
         """One learner step; the ordinals that it trained."""
         batch = self.take()
         assert isinstance(batch, Batch), batch
-        self.buffer.trained(batch.version + 1)
-        self.buffer.ledger.check()
+        self.buffer.trained(batch.version + 1, timeline=self.buffer.state.timeline)
+        self.buffer.state.ledger.check()
         return ordinals(batch)
 
 

@@ -63,7 +63,7 @@ def test_no_lease_beyond_what_the_steps_left_can_use(play: Play) -> None:
     assert game.step() == [0, 1]
     assert game.lease(1) == {}
     assert game.step() == [2, 3]
-    assert game.buffer.ledger.num_issued == 4
+    assert game.buffer.state.ledger.num_issued == 4
 
 
 def test_an_expired_prompt_is_issued_again_first(play: Play) -> None:
@@ -75,7 +75,7 @@ def test_an_expired_prompt_is_issued_again_first(play: Play) -> None:
     again = game.ask(9, worker="w1").leases
     assert [(lease.prompt.ordinal, lease.attempt) for lease in again] == [(0, 1), (1, 1)]
     assert game.put(old[0]) == [
-        PutReply(refused=RefusalReason.UNKNOWN_LEASE, detail="lease 0 of w0")
+        PutReply(refused=RefusalReason.UNKNOWN_LEASE, detail="lease 0 of w0 0")
     ]
     assert game.put(*again) == [PutReply(), PutReply()]
     assert game.buffer.stats()["reissues"] == {"expired": 2}
@@ -92,9 +92,38 @@ def test_expiry_never_uses_up_a_prompts_attempts(play: Play) -> None:
 def test_a_lease_is_completed_once(play: Play) -> None:
     game = play()
     leases = game.lease(2)
-    assert game.put(leases[0], leases[0], leases[1])[1].refused is RefusalReason.UNKNOWN_LEASE
+    assert game.put(leases[0], leases[0], leases[1]) == [PutReply()] * 3
+    assert game.buffer.stats()["lengths"]["generated_rollouts"] == 4
     assert game.step() == [0, 1]
-    assert game.put(leases[1])[0].refused is RefusalReason.UNKNOWN_LEASE
+    assert game.put(leases[1]) == [PutReply()]
+    assert game.buffer.stats()["num_buffered"] == 0
+
+
+def test_a_refused_group_that_is_put_again_gets_the_same_answer(play: Play) -> None:
+    game = play()
+    lease = game.lease(1)[0]
+    for _ in range(2):
+        assert game.buffer.put(spoiled(lease), 0.0).refused is RefusalReason.BAD_REWARD
+    assert game.buffer.stats()["refusals"] == {"bad_reward": 1}
+    assert game.put(lease)[0].refused is RefusalReason.BAD_REWARD
+
+
+def test_leases_whose_answer_got_lost_are_handed_out_again(play: Play) -> None:
+    game = play(max_staleness=3)
+    lost = game.ask(2).leases
+    reply = game.ask(3, held=[])
+    assert reply.leases[:2] == lost
+    assert [lease.prompt.ordinal for lease in reply.leases] == [0, 1, 2]
+    assert game.ask(1, held=[0, 1, 2]).leases[0].prompt.ordinal == 3
+
+
+def test_a_worker_hears_of_leases_that_run_no_more(play: Play) -> None:
+    game = play(max_staleness=3, lease_timeout_s=10.0)
+    game.ask(2)
+    game.now_s = 10.0
+    reply = game.ask(2, held=[0, 1])
+    assert reply.revoked == (0, 1)
+    assert [(lease.prompt.ordinal, lease.attempt) for lease in reply.leases] == [(0, 1), (1, 1)]
 
 
 def test_a_lease_belongs_to_its_worker(play: Play) -> None:
@@ -121,7 +150,7 @@ def test_a_replaced_worker_is_told_to_leave(play: Play) -> None:
     game.ask(1, incarnation=2)
     reply = game.ask(1, incarnation=1)
     assert reply.leases == ()
-    assert reply.stop == Stop(reason="w0 1 was replaced by incarnation 2")
+    assert reply.stop == Stop(reason="w0 1 was replaced by a later incarnation")
 
 
 def test_other_workers_keep_their_leases(play: Play) -> None:
@@ -164,7 +193,7 @@ def test_an_over_long_prompt_has_its_fate_at_the_lease(play: Play) -> None:
     game = play(too_long={0, 2})
     assert list(game.lease(9)) == [1, 3]
     assert game.buffer.stats()["drops"] == {"prompt_too_long": 2}
-    game.buffer.ledger.check()
+    game.buffer.state.ledger.check()
 
 
 def test_tokens_of_a_version_that_is_published_but_not_reported_yet(play: Play) -> None:

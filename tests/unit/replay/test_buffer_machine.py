@@ -1,6 +1,8 @@
 """The promises of the buffer under any order of events.
 
-The machine keeps its own list of live leases and judges every batch from the outside.
+The machine keeps a simple model of its own: live leases, one fate for every ordinal, uses. It
+judges every batch from the outside. Facts are kept as a journal would; at any moment replay may
+die and come back from them, and the run may go back to its last commit.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import HealthCheck, note, settings
@@ -15,11 +18,27 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from replay.buffer import ReplayBuffer
+from replay.codec import decode
+from replay.facts import Accepted, Dropped, Fact, Trained
+from replay.rollback import go_back
 from replay.rules import Rules
 from replay.scripted import scripted_group, scripted_prompt
-from slipstream.records import Batch, Group, Lease, Prompt, RefusalReason, Stop, Wait
+from replay.state import ReplayState
+from slipstream.records import (
+    Batch,
+    Group,
+    Lease,
+    Prompt,
+    PutReply,
+    RefusalReason,
+    ReplaySnapshot,
+    Stop,
+    Wait,
+)
 
 TIMEOUT_S = 10.0
+# A commit: snapshot, facts before it, uses and fates of the model.
+Commit = tuple[ReplaySnapshot, int, Counter[int], dict[int, str]]
 WORKERS = ("w0", "w1")
 
 
@@ -46,12 +65,39 @@ def prompt_at(ordinal: int) -> Prompt | None:
     return None if ordinal % 7 == 3 else scripted_prompt(ordinal)
 
 
+def described(state: ReplayState) -> dict[str, Any]:
+    """Everything that must be the same after a restart."""
+    buffered = {o: (e.uses, e.group.lease_id) for o, e in state.shelf.entries.items()}
+    batch = (
+        None
+        if state.batch is None
+        else [(entry.group.ordinal, entry.lag, entry.use) for entry in state.batch.groups]
+    )
+    return {
+        "version": state.version,
+        "timeline": state.timeline,
+        "next_lease_id": state.next_lease_id,
+        "ledger": state.ledger.snapshot(),
+        "tally": state.tally.snapshot(),
+        "running": state.running,
+        "requeued": state.requeued,
+        "buffered": buffered,
+        "batch": batch,
+    }
+
+
 class BufferMachine(RuleBasedStateMachine):
     @initialize(seed=st.integers(0, 2**32))
     def start(self, seed: int) -> None:
         self.job = rules_of_any_job(seed)
         note(str(self.job))
-        self.buffer = ReplayBuffer(self.job, prompt_at)
+        self.facts: list[Fact] = []  # since `self.base`
+        self.all_facts: list[Fact] = []
+        self.buffer = ReplayBuffer(self.job, prompt_at, self._record)
+        self.base: ReplaySnapshot = self.buffer.snapshot()
+        self.commit: Commit = (self.base, 0, Counter(), {})
+        self.fates: dict[int, str] = {}  # final ones, by ordinal
+        self.put_before: list[tuple[Group, PutReply]] = []
         self.now_s = 0.0
         self.granted: list[Lease] = []  # all there ever were
         self.live: dict[int, Lease] = {}
@@ -71,6 +117,7 @@ class BufferMachine(RuleBasedStateMachine):
             return
         lease = data.draw(st.sampled_from(self.granted[-12:]))
         newest = self.buffer.version + (self.batch is not None)
+        newest = max(newest, lease.min_version)  # which is above, once the run went back
         version = data.draw(st.integers(lease.min_version, newest))
         self._put(scripted_group(lease, rewards=rewards, version=version))
 
@@ -82,7 +129,9 @@ class BufferMachine(RuleBasedStateMachine):
             )
             del self.live[lease.lease_id]
             group = scripted_group(lease, rewards=(0.0, float("nan")))
-            assert self.buffer.put(group, self.now_s).refused is RefusalReason.BAD_REWARD
+            reply = self.buffer.put(group, self.now_s)
+            assert reply.refused is RefusalReason.BAD_REWARD
+            self.put_before.append((group, reply))
 
     @rule(seconds=st.sampled_from([1.0, 4.0]))
     def let_time_pass(self, seconds: float) -> None:
@@ -118,15 +167,68 @@ class BufferMachine(RuleBasedStateMachine):
     def train(self) -> None:
         self._train()
 
-    @precondition(lambda self: len(self.granted) > 3)
+    @precondition(lambda self: bool(self.put_before))
+    @rule(data=st.data())
+    def put_again(self, data: st.DataObject) -> None:
+        """As after an answer that got lost."""
+        group, reply = data.draw(st.sampled_from(self.put_before[-6:]))
+        before = self.buffer.state.snapshot() if self.batch is None else None
+        again = self.buffer.put(group, self.now_s)
+        if group.incarnation == self.incarnations[group.worker]:
+            assert again.refused is reply.refused
+        if before is not None and again.refused is None:
+            assert self.buffer.state.snapshot() == before
+
     @rule()
-    def crash_and_resume(self) -> None:
-        snapshot = json.loads(json.dumps(self.buffer.snapshot()))
-        pending = set(self.buffer.ledger.pending)
-        self.buffer = ReplayBuffer(self.job, prompt_at, snapshot)
+    def replay_dies_and_comes_back(self) -> None:
+        """From the facts since the last snapshot; leases go on, workers come back by themselves."""
+        groups = {o: decode(data) for o, data in self.base.groups.items()}
+        state = ReplayState.restore(
+            json.loads(json.dumps(self.base.state)), lambda ordinal, _: groups[ordinal]
+        )
+        for fact in self.facts:
+            state.apply(fact)
+        assert described(state) == described(self.buffer.state)
+        self.buffer = ReplayBuffer(self.job, prompt_at, self._record, state)
+        self.batch = state.batch
+        for lease_id, lease in self.live.items():
+            self.live[lease_id] = replace(lease, expires_at_s=self.now_s + TIMEOUT_S)
+        self.buffer.expire(self.now_s)
+        for worker in WORKERS:
+            self._lease(worker, 0)
+
+    @precondition(lambda self: self.batch is None)
+    @rule()
+    def commit_this_step(self) -> None:
+        self.base = self.buffer.snapshot()
+        self.facts.clear()
+        self.commit = (self.base, len(self.all_facts), self.uses.copy(), dict(self.fates))
+
+    @rule()
+    def go_back_to_the_last_commit(self) -> None:
+        snapshot, num_facts, self.uses, fates = self.commit
+        self.uses, self.fates = self.uses.copy(), dict(fates)
+        since = [f.group for f in self.all_facts[num_facts:] if isinstance(f, Accepted)]
+        old = self.buffer.state
+        state, groups = go_back(
+            json.loads(json.dumps(snapshot.state)),
+            self.job,
+            groups={o: decode(data) for o, data in snapshot.groups.items()},
+            since=since,
+            timeline=old.timeline + 1,
+            num_issued=old.ledger.num_issued,
+            next_lease_id=old.next_lease_id,
+        )
+        restored = ReplayState.restore(state, lambda ordinal, _: groups[ordinal])
+        assert restored.ledger.num_issued == old.ledger.num_issued, "an ordinal vanished"
+        for entry in restored.shelf.entries.values():
+            newest = max(r.spans[-1].version for r in entry.group.rollouts)
+            assert newest <= restored.version, "sampled by weights that are gone"
+        self.buffer = ReplayBuffer(self.job, prompt_at, self._record, restored)
+        self.base = self.buffer.snapshot()
+        self.facts.clear()
         self.live, self.batch = {}, None
-        self.granted.clear()
-        assert set(self.buffer.ledger.pending) == pending
+        self.put_before.clear()
 
     @rule()
     def all_work_is_done_then_the_learner_gets_a_batch(self) -> None:
@@ -149,19 +251,21 @@ class BufferMachine(RuleBasedStateMachine):
 
     @invariant()
     def every_ordinal_has_one_fate(self) -> None:
-        ledger, buffer = self.buffer.ledger, self.buffer
-        ledger.check()
+        state = self.buffer.state
+        state.ledger.check()
         running = [lease.prompt.ordinal for lease in self.live.values()]
-        unused = [ordinal for ordinal, entry in buffer._shelf.entries.items() if not entry.uses]
-        assert sorted([*running, *unused, *buffer._issuer.requeued]) == sorted(ledger.pending)
-        assert not set(self.uses) & set(ledger.pending)
-        assert ledger.counts["trained"] == len(self.uses)
+        unused = [ordinal for ordinal, entry in state.shelf.entries.items() if not entry.uses]
+        assert sorted([*running, *unused, *state.requeued]) == sorted(state.ledger.pending)
+        ended = set(range(state.ledger.num_issued)) - set(state.ledger.pending)
+        assert ended == set(self.fates)
+        assert state.ledger.counts == Counter(self.fates.values())
+        assert set(self.uses) == {o for o, fate in self.fates.items() if fate == "trained"}
 
     @invariant()
     def admission_keeps_its_limit(self) -> None:
         stats = self.buffer.stats()
         assert stats["num_running"] == len(self.live)
-        outstanding = len(self.buffer.ledger.pending) - stats["num_requeued"]
+        outstanding = len(self.buffer.state.ledger.pending) - stats["num_requeued"]
         assert outstanding <= (self.job.max_staleness + 1) * self.job.groups_per_batch
 
     @invariant()
@@ -171,11 +275,26 @@ class BufferMachine(RuleBasedStateMachine):
             assert "stale" not in stats["drops"]
             assert "stale" not in stats["reissues"]
         if self.job.on_stale == "wait":
-            for entry in self.buffer._shelf.entries.values():
+            for entry in self.buffer.state.shelf.entries.values():
                 lag = self.buffer.version - entry.group.oldest_version
                 assert lag <= self.job.max_staleness
 
     # --- helpers --------------------------------------------------------------------
+
+    def _record(self, fact: Fact) -> None:
+        self.facts.append(fact)
+        self.all_facts.append(fact)
+        match fact:
+            case Dropped():
+                assert fact.ordinal not in self.fates, "two fates"
+                self.fates[fact.ordinal] = fact.reason.value
+            case Trained():
+                assert self.batch is not None
+                self.uses.update(entry.group.ordinal for entry in self.batch.groups)
+                for entry in self.batch.groups:
+                    ordinal = entry.group.ordinal
+                    assert self.uses[ordinal] <= self.job.max_uses
+                    assert self.fates.setdefault(ordinal, "trained") == "trained", "two fates"
 
     def _lease(self, worker: str, num_groups: int, *, yielded: bool = False) -> list[Lease]:
         reply = self.buffer.lease(
@@ -183,6 +302,7 @@ class BufferMachine(RuleBasedStateMachine):
             self.incarnations[worker],
             num_groups,
             self.now_s,
+            held=list(self.live),
             yielded_version=self.buffer.version if yielded else None,
         )
         assert len(reply.leases) <= num_groups
@@ -197,12 +317,17 @@ class BufferMachine(RuleBasedStateMachine):
     def _put(self, group: Group) -> None:
         lease = self.live.get(group.lease_id)
         is_live = lease is not None and lease.incarnation == group.incarnation
+        if not is_live and any(group.lease_id == old.lease_id for old, _ in self.put_before):
+            return  # for `put_again`
         reply = self.buffer.put(group, self.now_s)
         assert (reply.refused is None) == is_live, reply
+        if is_live:
+            self.put_before.append((group, reply))
         self.live.pop(group.lease_id, None)
 
     def _take(self) -> Any:
-        reply = self.buffer.take(self.buffer.version, self.now_s)
+        timeline = self.buffer.state.timeline
+        reply = self.buffer.take(self.buffer.version, self.now_s, timeline=timeline)
         if self.batch is not None:
             assert reply is self.batch
         if isinstance(reply, Batch) and self.batch is None:
@@ -224,13 +349,13 @@ class BufferMachine(RuleBasedStateMachine):
             assert entry.lag <= job.max_staleness or job.on_stale == "clip"
             assert entry.use == self.uses[entry.group.ordinal] + 1 <= job.max_uses
         if job.whole_batches:
-            assert ordinals == sorted(self.buffer.ledger.pending)[: len(ordinals)]
+            assert ordinals == sorted(self.buffer.state.ledger.pending)[: len(ordinals)]
 
     def _train(self) -> None:
         assert self.batch is not None
-        self.uses.update(entry.group.ordinal for entry in self.batch.groups)
-        self.buffer.trained(self.batch.version + 1)
-        self.buffer.trained(self.batch.version + 1)
+        timeline = self.buffer.state.timeline
+        self.buffer.trained(self.batch.version + 1, timeline=timeline)
+        self.buffer.trained(self.batch.version + 1, timeline=timeline)
         self.batch = None
 
 

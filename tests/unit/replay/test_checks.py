@@ -23,8 +23,10 @@ LEASE = Lease(
     lease_id=5,
     prompt=scripted_prompt(9),
     attempt=1,
+    num_failed=0,
     worker="w0",
     incarnation=0,
+    timeline=0,
     min_version=3,
     expires_at_s=60.0,
 )

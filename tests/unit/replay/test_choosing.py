@@ -9,30 +9,31 @@ from typing import Any
 import pytest
 
 from replay.choosing import choose
+from replay.facts import Leased
 from replay.rules import Rules
-from replay.scripted import scripted_group, scripted_prompt
+from replay.scripted import scripted_group, scripted_lease
 from replay.selection import ranked, reward_spread
 from replay.shelf import Buffered
 from slipstream.config.job import Select
-from slipstream.records import Lease, Wait
+from slipstream.records import Wait
 
 
-def lease(ordinal: int, version: int) -> Lease:
-    return Lease(
-        lease_id=ordinal,
-        prompt=scripted_prompt(ordinal),
+def leased(ordinal: int, version: int) -> Leased:
+    return Leased(
+        ordinal=ordinal,
         attempt=0,
+        num_failed=0,
+        lease_id=ordinal,
         worker="w0",
         incarnation=0,
         min_version=version,
-        expires_at_s=60.0,
     )
 
 
 def entry(
     ordinal: int, version: int = 0, *, uses: int = 0, rewards: Sequence[float] = (0.0, 1.0)
 ) -> Buffered:
-    return Buffered(scripted_group(lease(ordinal, version), rewards=rewards), uses)
+    return Buffered(scripted_group(scripted_lease(ordinal, version), rewards=rewards), uses)
 
 
 def ordinals(entries: Sequence[Buffered]) -> list[int]:
@@ -43,7 +44,7 @@ def chosen(
     buffered: Sequence[Buffered],
     *,
     version: int,
-    running: Sequence[Lease] = (),
+    running: Sequence[Leased] = (),
     requeued: Sequence[int] = (),
     **rules: Any,
 ) -> list[int] | str:
@@ -96,9 +97,9 @@ def test_it_waits_for_a_full_batch() -> None:
 
 def test_it_waits_for_running_prompts_that_are_due() -> None:
     here = [entry(2, 1), entry(3, 1)]
-    assert chosen(here, version=1, running=[lease(0, 0)]) == "1 running prompts, due by version 1"
+    assert chosen(here, version=1, running=[leased(0, 0)]) == "1 running prompts, due by version 1"
     # Leased one version later, it may come into the next batch.
-    assert chosen(here, version=1, running=[lease(0, 1)]) == [2, 3]
+    assert chosen(here, version=1, running=[leased(0, 1)]) == [2, 3]
 
 
 def test_what_is_due_goes_before_what_is_preferred() -> None:
@@ -113,7 +114,7 @@ def test_the_next_step_is_thought_of_as_well() -> None:
 
 
 def test_it_waits_where_too_many_running_prompts_share_a_deadline() -> None:
-    running = [lease(o, 1) for o in range(3)]
+    running = [leased(o, 1) for o in range(3)]
     here = [entry(8, 2), entry(9, 2)]
     reply = chosen(here, version=2, max_staleness=2, running=running)
     assert reply == "3 running prompts, due by version 3"
@@ -121,7 +122,7 @@ def test_it_waits_where_too_many_running_prompts_share_a_deadline() -> None:
 
 def test_only_wait_knows_deadlines() -> None:
     here = [entry(0, 0), entry(1, 1), entry(2, 1)]
-    running = [lease(9, 0)]
+    running = [leased(9, 0)]
     for on_stale in ("requeue", "drop", "clip"):
         reply = chosen(here, version=1, running=running, select="freshest", on_stale=on_stale)
         assert reply == [1, 2]
@@ -139,7 +140,7 @@ def test_whole_batches_are_the_lowest_ordinals() -> None:
     assert chosen(here, version=0, whole_batches=True) == [0, 1]
     missing = "the batch's prompts: 1 of 2 are here"
     late = [entry(1), entry(2)]
-    assert chosen(late, version=0, whole_batches=True, running=[lease(0, 0)]) == missing
+    assert chosen(late, version=0, whole_batches=True, running=[leased(0, 0)]) == missing
     assert chosen(late, version=0, whole_batches=True, requeued=[0]) == missing
     assert chosen(late, version=0, whole_batches=True) == [1, 2]  # 0 was dropped
 

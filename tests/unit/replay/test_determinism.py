@@ -31,7 +31,8 @@ def batches(chance: random.Random, **settings: Any) -> Sequence[Sequence[int]]:
     seen: list[Sequence[int]] = []
     while len(seen) < NUM_STEPS:
         worker = chance.choice(WORKERS)
-        running += buffer.lease(worker, 0, chance.randint(0, 3), now_s=0.0).leases
+        held = list(buffer.state.running)
+        running += buffer.lease(worker, 0, chance.randint(0, 3), now_s=0.0, held=held).leases
         if running and chance.random() < 0.7:
             lease = running.pop(chance.randrange(len(running)))
             group = scripted_group(lease, rewards=rewards_of(lease.prompt.ordinal))

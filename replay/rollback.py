@@ -1,0 +1,88 @@
+"""Going back to a commit: which groups come along. Pure functions of snapshots.
+
+A commit holds replay at a step boundary, version v. All that happened since is undone: what got
+its fate is pending again, what was issued stays issued. Groups that came since can train after
+all, if every token of theirs is from version v or before (those weights are the same as ever)
+and the staleness bound still allows them. All others are issued again, in the order of their
+ordinals and with the seeds that they had at v.
+
+What the bound promises holds on: the groups that come along were outstanding before version
+v + 1, so admission had counted them. And of the pending prompts, those come first that admission
+would let in now: a prompt that waits to be issued again always finds room.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from replay.choosing import all_rewards_equal
+from replay.rules import Rules
+from replay.tally import Tally
+from slipstream.records import Group
+
+
+def go_back(
+    commit: Mapping[str, Any],
+    rules: Rules,
+    *,
+    groups: Mapping[int, Group],
+    since: Iterable[Group],
+    timeline: int,
+    num_issued: int,
+    next_lease_id: int,
+) -> tuple[dict[str, Any], dict[int, Group]]:
+    """The snapshot to go on from, and its buffered groups by ordinal.
+
+    `commit` is the snapshot that the commit holds and `groups` its buffered groups by ordinal;
+    `since` are groups accepted later. `timeline`, `num_issued` and `next_lease_id` are of now:
+    none of them goes down.
+    """
+    state = copy.deepcopy(dict(commit))
+    version, ledger, tally = state["version"], state["ledger"], Tally.restore(state["tally"])
+    for ordinal in range(ledger["num_issued"], num_issued):
+        ledger["pending"][str(ordinal)] = [0, 0]
+    ledger["num_issued"] = max(ledger["num_issued"], num_issued)
+    num_batches = min(rules.max_staleness + 1, rules.num_steps - version)
+    pending = sorted(int(ordinal) for ordinal in ledger["pending"])
+    admitted = set(pending[: num_batches * rules.groups_per_batch])
+    uses = {ordinal: uses for ordinal, _, uses in state["buffered"]}
+    kept = {
+        ordinal: group
+        for ordinal, group in groups.items()
+        if (ordinal in admitted or 0 < uses[ordinal] < rules.max_uses)
+        and _may_train(group, version, rules)
+    }
+    came = []
+    for group in since:
+        is_needed = group.ordinal in admitted and group.ordinal not in kept
+        if is_needed and _newest_version(group) <= version and _may_train(group, version, rules):
+            kept[group.ordinal] = group
+            came.append(group.ordinal)
+            tally.generated(group)
+    tally.reissues["went_back"] += len(set(pending) - set(kept))
+    state |= {
+        "timeline": timeline,
+        "next_lease_id": max(state["next_lease_id"], next_lease_id),
+        "tally": tally.snapshot(),
+        "running": [],
+        "ended": [],
+        "buffered": [
+            [ordinal, group.lease_id, uses.get(ordinal, 0)] for ordinal, group in kept.items()
+        ],
+        "came_along": came,
+    }
+    return state, kept
+
+
+def _may_train(group: Group, version: int, rules: Rules) -> bool:
+    """As the rules are now, which can differ from those of the commit."""
+    if rules.dynamic_sampling and all_rewards_equal(group):
+        return False
+    is_fresh = version - group.oldest_version <= rules.max_staleness
+    return len(group.rollouts) == rules.group_size and (is_fresh or rules.on_stale == "clip")
+
+
+def _newest_version(group: Group) -> int:
+    return max(rollout.spans[-1].version for rollout in group.rollouts)

@@ -1,0 +1,169 @@
+"""What the facts so far add up to: the buffer's state, without its decisions. Pure.
+
+    Leased ─▶ running ── Accepted ─▶ shelf ── Taken ─▶ batch ── Trained ─▶ ledger
+                 │ Refused             │ stale
+    requeued ◀───┴───── Reissued ──────┘                (Dropped, at any time) ─▶ ledger
+
+The same `apply` serves the live buffer and one that is brought back from its journal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from replay.facts import (
+    Accepted,
+    Dropped,
+    Fact,
+    Leased,
+    Outgrown,
+    Refused,
+    Reissued,
+    Taken,
+    Trained,
+    Use,
+)
+from replay.ledger import Ledger
+from replay.shelf import Shelf
+from replay.tally import Tally
+from slipstream.records import Batch, BatchGroup, Group, RefusalReason
+
+# Ended leases whose outcome is remembered, for a put that is repeated as its answer got lost.
+NUM_REMEMBERED = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What came of a lease under which a group was put."""
+
+    by: tuple[str, int]  # worker and incarnation
+    refused: RefusalReason | None
+
+
+class ReplayState:
+    """Every field follows from the facts applied since `restore`, or since the beginning."""
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.timeline = 0  # how often the run went back to a commit
+        self.next_lease_id = 0
+        self.ledger = Ledger()
+        self.tally = Tally()
+        self.requeued: set[int] = set()  # ordinals that wait to be leased again
+        self.running: dict[int, Leased] = {}  # by lease id
+        self.shelf = Shelf()
+        self.batch: Batch | None = None  # fixed for `version`
+        self._leaving: list[int] = []  # ordinals that train for the last time in it
+        self.ended: dict[int, Ended] = {}  # by lease id, in the order of their end
+
+    def apply(self, fact: Fact) -> None:
+        match fact:
+            case Leased():
+                self._leased(fact)
+            case Accepted():
+                self.tally.generated(fact.group)
+                self.shelf.add(fact.group)
+                self._end(fact.lease_id, None)
+            case Refused():
+                self.tally.refused(fact.reason, fact.failures)
+                if fact.ends_lease:
+                    self.ledger.pending[fact.ordinal].num_failed += 1
+                    self._end(fact.lease_id, fact.reason)
+            case Reissued():
+                self.tally.reissues[fact.cause] += 1
+                self._set_free(fact.ordinal)
+                self.requeued.add(fact.ordinal)
+            case Dropped():
+                self._issue(fact.ordinal)
+                self._set_free(fact.ordinal)
+                self.ledger.dropped(fact.ordinal, fact.reason)
+            case Taken():
+                groups = tuple(self._batch_group(use) for use in fact.uses)
+                self.batch = Batch(version=fact.version, groups=groups)
+                self._leaving = [use.ordinal for use in fact.uses if use.is_last]
+            case Trained():
+                self._trained(fact.version)
+            case Outgrown():
+                self.shelf.remove(fact.ordinal)
+
+    def _leased(self, fact: Leased) -> None:
+        self._issue(fact.ordinal)
+        self.requeued.discard(fact.ordinal)
+        self.ledger.pending[fact.ordinal].num_leased = fact.attempt + 1
+        self.running[fact.lease_id] = fact
+        self.next_lease_id = fact.lease_id + 1
+
+    def _issue(self, ordinal: int) -> None:
+        if ordinal == self.ledger.num_issued:
+            self.ledger.issue()
+
+    def _end(self, lease_id: int, refused: RefusalReason | None) -> None:
+        self.ended[lease_id] = Ended(self.running.pop(lease_id).by, refused)
+        if len(self.ended) > NUM_REMEMBERED:
+            del self.ended[next(iter(self.ended))]
+
+    def _set_free(self, ordinal: int) -> None:
+        """Neither leased nor buffered nor waiting any more."""
+        for leased in [leased for leased in self.running.values() if leased.ordinal == ordinal]:
+            del self.running[leased.lease_id]
+        self.shelf.remove(ordinal)
+        self.requeued.discard(ordinal)
+
+    def _batch_group(self, use: Use) -> BatchGroup:
+        group = self.shelf.entries[use.ordinal].group
+        return BatchGroup(group=group, lag=use.lag, use=use.use)
+
+    def _trained(self, version: int) -> None:
+        assert self.batch is not None, "nothing was taken"
+        for entry in self.batch.groups:
+            is_first = entry.use == 1
+            self.tally.trained(entry.group, lag=entry.lag, first_use=is_first)
+            if is_first:
+                self.ledger.trained(entry.group.ordinal)
+            self.shelf.entries[entry.group.ordinal].uses += 1
+        for ordinal in self._leaving:
+            self.shelf.remove(ordinal)
+        self.batch = None
+        self.version = version
+
+    # --- snapshots ------------------------------------------------------------------
+
+    def snapshot(self) -> dict[str, Any]:
+        """JSON-able, at a step boundary; the buffered groups themselves are not in it."""
+        assert self.batch is None, "a batch is under way"
+        return {
+            "version": self.version,
+            "timeline": self.timeline,
+            "next_lease_id": self.next_lease_id,
+            "ledger": self.ledger.snapshot(),
+            "tally": self.tally.snapshot(),
+            "running": [asdict(leased) for leased in self.running.values()],
+            # [lease id, worker, incarnation, reason of the refusal or None]
+            "ended": [[lease, *ended.by, ended.refused] for lease, ended in self.ended.items()],
+            # [ordinal, lease id, uses]
+            "buffered": [
+                [ordinal, entry.group.lease_id, entry.uses]
+                for ordinal, entry in self.shelf.entries.items()
+            ],
+        }
+
+    @classmethod
+    def restore(cls, snapshot: Mapping[str, Any], group_of: Callable[[int, int], Group]) -> Self:
+        """The state of which `snapshot` was made. `group_of(ordinal, lease_id)`: buffered ones."""
+        state = cls()
+        state.version = snapshot["version"]
+        state.timeline = snapshot["timeline"]
+        state.next_lease_id = snapshot["next_lease_id"]
+        state.ledger = Ledger.restore(snapshot["ledger"])
+        state.tally = Tally.restore(snapshot["tally"])
+        state.running = {lease["lease_id"]: Leased(**lease) for lease in snapshot["running"]}
+        for lease_id, worker, incarnation, refused in snapshot["ended"]:
+            reason = None if refused is None else RefusalReason(refused)
+            state.ended[lease_id] = Ended((worker, incarnation), reason)
+        for ordinal, lease_id, uses in snapshot["buffered"]:
+            state.shelf.add(group_of(ordinal, lease_id), uses)
+        known = {leased.ordinal for leased in state.running.values()} | set(state.shelf.entries)
+        state.requeued = set(state.ledger.pending) - known
+        return state
