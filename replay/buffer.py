@@ -23,7 +23,8 @@ from replay.issue import Issuer
 from replay.leases import Leases
 from replay.ledger import TRAINED, Ledger
 from replay.rules import Rules
-from replay.shelf import Buffered, Shelf
+from replay.selection import Chosen
+from replay.shelf import Shelf
 from replay.tally import Tally
 from slipstream.records import (
     Batch,
@@ -129,8 +130,21 @@ class ReplayBuffer:
         """How many more leases fit the staleness budget and are of use to the steps left."""
         if self.rules.num_sharing_workers and self._batch is not None:
             return 0  # the devices are the learner's
+        return max(0, self._budget() - self._num_outstanding())
+
+    def _budget(self) -> int:
         num_batches = min(self.rules.max_staleness + 1, self.rules.num_steps - self.version)
-        return max(0, num_batches * self.rules.groups_per_batch - self._num_outstanding())
+        return num_batches * self.rules.groups_per_batch
+
+    def _held_back(self) -> str | None:
+        """Why a worker that asks now gets no lease."""
+        if self._stop or self._room():
+            return self._stop.reason if self._stop else None
+        if self.rules.num_sharing_workers and self._batch is not None:
+            return "the shared devices are the learner's"
+        left = self.rules.num_steps - self.version
+        limit = "steps left" if left <= self.rules.max_staleness else "staleness budget"
+        return f"{limit}: {self._num_outstanding()} of {self._budget()} groups outstanding"
 
     def _num_outstanding(self) -> int:
         """Running or accepted and not trained; a batch under way counts in full, reused or not."""
@@ -180,7 +194,7 @@ class ReplayBuffer:
             self._waiting_for = chosen.reason
             return chosen
         self._waiting_for = "the learner"
-        self._batch = Batch(version=version, groups=tuple(self._batch_group(e) for e in chosen))
+        self._batch = Batch(version=version, groups=tuple(self._batch_group(c) for c in chosen))
         return self._batch
 
     def trained(self, version: int) -> None:
@@ -207,7 +221,7 @@ class ReplayBuffer:
         if self.version >= self.rules.num_steps:
             self.stop("all steps are done")
 
-    def _choose(self) -> list[Buffered] | Wait:
+    def _choose(self) -> list[Chosen] | Wait:
         self._remove_stale()
         return choose(
             self._shelf.entries,
@@ -233,9 +247,10 @@ class ReplayBuffer:
             return False
         return self._batch is not None or not isinstance(self._choose(), Wait)
 
-    def _batch_group(self, entry: Buffered) -> BatchGroup:
+    def _batch_group(self, chosen: Chosen) -> BatchGroup:
+        entry, weight = chosen.entry, chosen.weight
         lag = self.version - entry.group.oldest_version
-        return BatchGroup(group=entry.group, lag=lag, use=entry.uses + 1)
+        return BatchGroup(group=entry.group, lag=lag, use=entry.uses + 1, weight=weight)
 
     def _mark_trained(self, entry: BatchGroup) -> None:
         first_use = entry.use == 1
@@ -258,6 +273,7 @@ class ReplayBuffer:
             "frontier": self.ledger.frontier,
             "drops": self.ledger.drops(),
             "waiting_for": self._waiting_for,
+            "held_back": self._held_back(),
             **self._tally.snapshot(),
         }
 
