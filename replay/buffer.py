@@ -138,8 +138,10 @@ class ReplayBuffer:
 
     def _held_back(self) -> str | None:
         """Why a worker that asks now gets no lease."""
-        if self._stop or self._room():
-            return self._stop.reason if self._stop else None
+        if self._stop is not None:
+            return self._stop.reason
+        if self._room():
+            return None
         if self.rules.num_sharing_workers and self._batch is not None:
             return "the shared devices are the learner's"
         left = self.rules.num_steps - self.version

@@ -19,7 +19,7 @@ from replay.shelf import Buffered
 from slipstream.config.job import PriorityBy, PriorityConfig
 from slipstream.records import Group, Lease
 
-NUM_DRAWS = 20_000
+NUM_DRAWS = 5_000
 SPREADS = (0.0, 1.0, 2.0, 5.0)  # with epsilon 2: p is 2, 2, 2, 5
 VALUES = np.array([3.0, -1.0, 4.0, 10.0])
 
@@ -131,8 +131,8 @@ def test_several_are_drawn_one_after_the_other() -> None:
     job = rules(alpha=1.0)
     candidates = [entry(0, 2.0), entry(1, 1.0), entry(2, 1.0)]
     pairs = Counter(frozenset(weights(preferred(candidates, 2, job, v))) for v in range(NUM_DRAWS))
-    assert pairs[frozenset({0, 1})] / NUM_DRAWS == pytest.approx(5 / 12, abs=0.015)
-    assert pairs[frozenset({1, 2})] / NUM_DRAWS == pytest.approx(1 / 6, abs=0.015)
+    assert pairs[frozenset({0, 1})] / NUM_DRAWS == pytest.approx(5 / 12, abs=0.025)
+    assert pairs[frozenset({1, 2})] / NUM_DRAWS == pytest.approx(1 / 6, abs=0.025)
 
 
 def test_a_draw_depends_on_seed_version_and_candidates_alone() -> None:
