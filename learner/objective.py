@@ -29,7 +29,10 @@ def loss_of(
     *,
     denominator: float,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The microbatch's share of the loss, and metrics as sums over its tokens."""
+    """The microbatch's share of the loss, and metrics as sums over its tokens.
+
+    A group's weight is a factor on the whole of it; what is divided by does not know of it.
+    """
     tensors, advantages_BT = entry.tensors, entry.advantages_BT
     assert advantages_BT is not None
     mask_BT, mu_BT = tensors.mask_BT, tensors.behaviour_logprobs_BT
@@ -52,6 +55,7 @@ def loss_of(
             loss_BT = loss_BT + state.kl_coefficient * kl_BT * mask_BT
     if state.entropy_coefficient > 0:
         loss_BT = loss_BT - state.entropy_coefficient * entropies_BT
+    loss_BT = loss_BT * tensors.weights_B[:, None]
     loss = aggregate(loss_BT, mask_BT, algorithm.aggregate, denominator=denominator)
     return loss, metrics | {
         "loss": loss.detach(),
@@ -59,6 +63,7 @@ def loss_of(
         "entropy": entropies_BT.detach().sum(),
         "mu_mismatch": mismatch_BT.abs().sum(),
         "correction_weight": (weights_BT * mask_BT).sum(),
+        "group_weight": (tensors.weights_B[:, None] * mask_BT).sum(),
         "input_tokens": mask_BT.new_tensor(entry.num_input_tokens),
         "padded_tokens": mask_BT.new_tensor(tensors.rows.inputs_RS.numel()),
     }
@@ -71,6 +76,7 @@ def critic_loss_of(
     assert entry.old_values_BU is not None and entry.returns_BT is not None
     mask_BT, old_BT = entry.tensors.mask_BT, entry.old_values_BU[:, :-1]
     loss_BT, metrics = value_loss(values_BU[:, :-1], old_BT, entry.returns_BT, mask_BT, clip=clip)
+    loss_BT = loss_BT * entry.tensors.weights_B[:, None]
     return aggregate(loss_BT, mask_BT, "token_mean", denominator=max(1, num_tokens)), metrics
 
 

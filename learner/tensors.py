@@ -27,6 +27,7 @@ class Sample:
     group: int
     version: int = 0  # of the learner that trains it
     greedy_reward: float | None = None  # of another answer to the same prompt
+    weight: float = 1.0  # factor on its loss
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +53,7 @@ class SampleTensors:
     mask_BU: Tensor  # the same and 1 behind each answer, for a critic; U is T + 1
     behaviour_logprobs_BT: Tensor  # float32, 0 where masked
     lags_BT: Tensor  # float32, the learner's version minus that which sampled the token
+    weights_B: Tensor  # float32, factors on the answers' losses
 
 
 def samples_of(batch: Batch) -> list[Sample]:
@@ -63,6 +65,7 @@ def samples_of(batch: Batch) -> list[Sample]:
             group=index,
             version=batch.version,
             greedy_reward=entry.group.greedy_reward,
+            weight=entry.weight,
         )
         for index, entry in enumerate(batch.groups)
         for rollout in entry.group.rollouts
@@ -115,6 +118,7 @@ def to_tensors(
     mask, logprobs, lags = (np.zeros(shape_BT, np.float32) for _ in range(3))
     mask_BU = np.zeros((shape_BT[0], longest + 1), np.float32)
     was_cut = np.zeros(shape_BT[0], np.bool_)
+    weights = np.ones(shape_BT[0], np.float32)
     for place, index in enumerate(answers):
         rollout = samples[index].rollout
         part = place, slice(rollout.num_tokens)
@@ -123,6 +127,7 @@ def to_tensors(
             lags[place, span.start : span.stop] = samples[index].version - span.version
         mask_BU[place, : rollout.num_tokens + 1] = 1.0
         was_cut[place] = rollout.finish_reason is FinishReason.LENGTH
+        weights[place] = samples[index].weight
     return SampleTensors(
         rows=_to_rows(rows, samples, device, with_ends=with_ends),
         targets_BT=torch.from_numpy(targets).to(device),
@@ -131,6 +136,7 @@ def to_tensors(
         was_cut_B=torch.from_numpy(was_cut).to(device),
         behaviour_logprobs_BT=torch.from_numpy(logprobs).to(device),
         lags_BT=torch.from_numpy(lags).to(device),
+        weights_B=torch.from_numpy(weights).to(device),
     )
 
 

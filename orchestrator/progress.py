@@ -91,6 +91,7 @@ def closing_rows(state: RunState, wall_s: float) -> list[tuple[str, str]]:
         ("trained", f"{state.num_trained_tokens / training_s:,.0f} tokens/s"),
         ("lag", _lag_histogram(state)),
         ("answers", _answers(state.replay.get("lengths", {}))),
+        ("bias", _bias(state)),
         ("busy", ", ".join(f"{role} {share:.0%}" for role, share in state.busy_share().items())),
         ("dropped prompts", _counts(state.replay.get("drops", {}))),
         ("failed rollouts", _counts(state.replay.get("failures", {}))),
@@ -139,6 +140,21 @@ def _answers(lengths: Mapping[str, int]) -> str:
     )
     cut = lengths["generated_cut"] / lengths["generated_rollouts"]
     return f"mean {generated:.1f} tokens (of the trained {trained:.1f}), {cut:.0%} cut by length"
+
+
+def _bias(state: RunState) -> str:
+    """How what was trained differs from what was generated, in words."""
+    bias = state.bias()
+    if not bias:
+        return "-"
+    longer, better = bias["length_ratio"] - 1.0, bias["reward_difference"]
+    dropped = ", and were dropped" if state.replay.get("drops", {}).get("zero_variance") else ""
+    return (
+        f"trained answers are {abs(longer):.1%} {'longer' if longer > 0 else 'shorter'} than "
+        f"generated ones, their mean reward {abs(better):.3f} "
+        f"{'higher' if better > 0 else 'lower'}; {bias['equal_share']:.0%} of generated groups had "
+        f"equal rewards{dropped}"
+    )
 
 
 def _counts(counts: Mapping[str, Any]) -> str:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+WHICH = ("generated", "trained")
+
 
 @dataclass(slots=True, kw_only=True)
 class RunState:
@@ -89,10 +91,27 @@ class RunState:
             for role, phases in sorted(self.busy_s.items())
         }
 
+    def bias(self) -> dict[str, float]:
+        """How what was trained differs from what was generated, over resumes; {} before training.
+
+        A length_ratio below 1 says that long answers got lost, a reward_difference above 0 that
+        what trained had better rewards; equal_share is of the generated groups.
+        """
+        lengths, rewards = self.replay.get("lengths", {}), self.replay.get("rewards", {})
+        if not rewards.get("trained_groups"):
+            return {}
+        length, trained_length = (lengths[f"{w}_tokens"] / lengths[f"{w}_rollouts"] for w in WHICH)
+        reward, trained_reward = (rewards[f"{w}_sum"] / rewards[f"{w}_groups"] for w in WHICH)
+        return {
+            "length_ratio": trained_length / length,
+            "reward_difference": trained_reward - reward,
+            "equal_share": rewards["generated_equal"] / rewards["generated_groups"],
+        }
+
     def result(self, wall_s: float) -> dict[str, Any]:
         """The figures of this launch, for `result.json`. Rates are over `training_wall_s`.
 
-        `replay` alone is of the whole run, over resumes.
+        `bias` and `replay` alone are of the whole run, over resumes.
         """
         training_s = max(1e-9, self.training_wall_s)
         return {
@@ -108,5 +127,6 @@ class RunState:
             "evals": [dict(self.evals[version]) for version in sorted(self.evals)],
             "max_probe_error": self.max_probe_error,
             "checkpoint": self.checkpoint,
+            "bias": self.bias(),
             "replay": dict(self.replay),
         }

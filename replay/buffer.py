@@ -35,7 +35,7 @@ from replay.facts import (
 )
 from replay.ledger import TRAINED, Tries
 from replay.rules import Rules
-from replay.shelf import Buffered
+from replay.selection import Chosen
 from replay.state import ReplayState
 from replay.workers import Workers
 from slipstream.records import (
@@ -186,8 +186,23 @@ class ReplayBuffer:
         """How many more leases fit the staleness budget and are of use to the steps left."""
         if self.rules.num_sharing_workers and self.state.batch is not None:
             return 0  # the devices are the learner's
+        return max(0, self._budget() - self._num_outstanding())
+
+    def _budget(self) -> int:
         num_batches = min(self.rules.max_staleness + 1, self.rules.num_steps - self.version)
-        return max(0, num_batches * self.rules.groups_per_batch - self._num_outstanding())
+        return num_batches * self.rules.groups_per_batch
+
+    def _held_back(self) -> str | None:
+        """Why a worker that asks now gets no lease."""
+        if self._stop is not None:
+            return self._stop.reason
+        if self._room():
+            return None
+        if self.rules.num_sharing_workers and self.state.batch is not None:
+            return "the shared devices are the learner's"
+        left = self.rules.num_steps - self.version
+        limit = "steps left" if left <= self.rules.max_staleness else "staleness budget"
+        return f"{limit}: {self._num_outstanding()} of {self._budget()} groups outstanding"
 
     def _num_outstanding(self) -> int:
         """Running or accepted and not trained; a batch under way counts in full, reused or not."""
@@ -323,7 +338,7 @@ class ReplayBuffer:
         if self.version >= self.rules.num_steps:
             self.stop("all steps are done")
 
-    def _choose(self) -> list[Buffered] | Wait:
+    def _choose(self) -> list[Chosen] | Wait:
         self._remove_stale()
         return choose(
             self.state.shelf.entries,
@@ -352,12 +367,14 @@ class ReplayBuffer:
             return False
         return self.state.batch is not None or not isinstance(self._choose(), Wait)
 
-    def _use(self, entry: Buffered) -> Use:
+    def _use(self, chosen: Chosen) -> Use:
+        entry = chosen.entry
         use = entry.uses + 1
         return Use(
             ordinal=entry.group.ordinal,
             lag=self.version - entry.group.oldest_version,
             use=use,
+            weight=chosen.weight,
             is_last=use == self.rules.max_uses,
         )
 
@@ -385,5 +402,6 @@ class ReplayBuffer:
             "frontier": ledger.frontier,
             "drops": ledger.drops(),
             "waiting_for": self._waiting_for,
+            "held_back": self._held_back(),
             **self.state.tally.snapshot(),
         }

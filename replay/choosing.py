@@ -32,7 +32,7 @@ from collections.abc import Collection, Mapping
 
 from replay.facts import Leased
 from replay.rules import Rules
-from replay.selection import ranked
+from replay.selection import Chosen, preferred
 from replay.shelf import Buffered
 from slipstream.records import Group, Wait
 
@@ -43,7 +43,7 @@ def choose(
     requeued: Collection[int],
     rules: Rules,
     version: int,
-) -> list[Buffered] | Wait:
+) -> list[Chosen] | Wait:
     """The groups for the step from `version`, by ascending ordinal.
 
     `buffered` by ordinal; `requeued` are the ordinals to be issued again.
@@ -53,7 +53,7 @@ def choose(
     chosen = _selected(list(buffered.values()), running, rules, version)
     if isinstance(chosen, Wait):
         return chosen
-    return sorted(chosen, key=lambda entry: entry.group.ordinal)
+    return sorted(chosen, key=lambda choice: choice.entry.group.ordinal)
 
 
 def _lowest_ordinals(
@@ -61,7 +61,7 @@ def _lowest_ordinals(
     running: Collection[Leased],
     requeued: Collection[int],
     size: int,
-) -> list[Buffered] | Wait:
+) -> list[Chosen] | Wait:
     """The `size` lowest ordinals that are not trained, once all of them are here."""
     unfinished = {leased.ordinal for leased in running} | set(requeued)
     here = {ordinal for ordinal, entry in buffered.items() if entry.uses == 0}
@@ -69,13 +69,16 @@ def _lowest_ordinals(
     num_here = sum(ordinal in here for ordinal in lowest)
     if num_here < size:
         return Wait(reason=f"the batch's prompts: {num_here} of {size} are here")
-    return [buffered[ordinal] for ordinal in lowest]
+    return [Chosen(buffered[ordinal]) for ordinal in lowest]
 
 
 def _selected(
     candidates: list[Buffered], running: Collection[Leased], rules: Rules, version: int
-) -> list[Buffered] | Wait:
+) -> list[Chosen] | Wait:
     """As many of the oldest as their deadlines demand, then by policy.
+
+    What is demanded, and unused groups that all fit, are certain to be in the batch: policy, and
+    with it a draw, concerns the rest alone.
 
     Groups that have trained before (`max_uses`) only fill what unused ones leave, and never
     make a whole batch: a step without new data waits. Under `wait` they fill only while
@@ -90,10 +93,11 @@ def _selected(
     if isinstance(must, Wait):
         return must
     taken = {entry.group.ordinal for entry in must}
-    others = [entry for entry in candidates if entry.group.ordinal not in taken]
-    preferred = ranked(others, rules.select, seed=rules.seed, version=version)
-    preferred.sort(key=lambda entry: entry.uses > 0)
-    return must + preferred[: size - len(must)]
+    first = [entry for entry in unused if entry.group.ordinal not in taken]
+    chosen = [Chosen(entry) for entry in must]
+    chosen += preferred(first, size - len(chosen), rules, version)
+    used = [entry for entry in candidates if entry.uses > 0]
+    return chosen + preferred(used, size - len(chosen), rules, version)
 
 
 def _demanded(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
-from slipstream.config.job import JobConfig, OnStale, Select
+from slipstream.config.job import JobConfig, OnStale, PriorityConfig, Select
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +19,7 @@ class Rules:
     max_staleness: int  # S, bound on lag, in policy versions
     on_stale: OnStale = "wait"
     select: Select = "fifo"
+    priority: PriorityConfig = field(default_factory=PriorityConfig)
     whole_batches: bool = False
     max_uses: int = 1
     dynamic_sampling: bool = False
@@ -38,6 +39,7 @@ class Rules:
             max_staleness=replay.max_staleness,
             on_stale=replay.on_stale,
             select=replay.select,
+            priority=replay.priority,
             whole_batches=replay.whole_batches,
             max_uses=replay.max_uses,
             dynamic_sampling=replay.dynamic_sampling,

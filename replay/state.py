@@ -113,7 +113,7 @@ class ReplayState:
 
     def _batch_group(self, use: Use) -> BatchGroup:
         group = self.shelf.entries[use.ordinal].group
-        return BatchGroup(group=group, lag=use.lag, use=use.use)
+        return BatchGroup(group=group, lag=use.lag, use=use.use, weight=use.weight)
 
     def _trained(self, version: int) -> None:
         assert self.batch is not None, "nothing was taken"

@@ -154,6 +154,7 @@ class BatchGroup:
     group: Group
     lag: int  # learner version at the take, minus the version of the oldest token
     use: int  # 1 at first use; above 1 where replay.max_uses allows reuse
+    weight: float = 1.0  # factor on its loss: the importance weight of one drawn by priority
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from slipstream.config.algorithm import CriticConfig, GeometricMask, IcepopCorrection
-from slipstream.config.job import JobConfig, PlacementConfig
+from slipstream.config.job import JobConfig, PlacementConfig, PriorityConfig
 
 Finding = tuple[str, str]  # dotted key, message
 MIN_CALL_TIMEOUT_S = 5.0
@@ -59,6 +59,12 @@ def _staleness(job: JobConfig) -> Iterator[Finding]:
             "replay.select",
             "whole batches go in the order of the stream; set it to fifo, or set "
             "replay.whole_batches: false",
+        )
+    if replay.priority != PriorityConfig() and replay.select != "priority":
+        yield (
+            "replay.priority",
+            f"nothing is drawn by priority with replay.select: {replay.select}; set that to "
+            "priority, or remove this",
         )
     if replay.whole_batches and replay.max_uses > 1:
         yield (

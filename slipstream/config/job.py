@@ -19,6 +19,7 @@ from slipstream.config.section import (
     PositiveFloat,
     PositiveInt,
     Section,
+    Share,
 )
 
 WITH_CRITIC, WITHOUT_CRITIC = "one with a critic", "one without a critic"
@@ -28,6 +29,7 @@ Mode = Literal["sync", "split", "buffered", "multinode"]
 Dtype = Literal["float32", "bfloat16"]
 OnStale = Literal["wait", "requeue", "drop", "clip"]
 Select = Literal["fifo", "freshest", "priority", "random"]
+PriorityBy = Literal["reward_spread", "advantage", "age"]
 
 
 class ModelConfig(Section):
@@ -171,15 +173,24 @@ class LearnerConfig(Section):
     placement: PlacementConfig = PlacementConfig()
 
 
+class PriorityConfig(Section):
+    """Prioritized replay (docs/algorithms.md): chances p^alpha / sum, weights (N P)^-beta / max."""
+
+    by: PriorityBy = "reward_spread"  # what p is: spread of rewards, mean |advantage|, or lag + 1
+    alpha: NonNegativeFloat = 0.6  # 0: all groups alike
+    beta: Share = 0.4  # of the drawn groups' weights in the loss; 0: they train like any other
+    epsilon: PositiveFloat = 1e-3  # p is at least this, so that every group can be drawn
+
+
 class ReplayConfig(Section):
     max_staleness: NonNegativeInt  # bound on lag, in policy versions
     # What becomes of a group that would train at a lag above the bound. wait: the learner waits for
     # slow leases, so that there is none; requeue: its prompt is issued again; drop: it is dropped;
     # clip: it trains all the same, under truncated importance weights, and the bound holds no more.
     on_stale: OnStale = "wait"
-    # Which groups train first: the oldest prompts, the newest policy's, the widest spread of
-    # rewards, or any.
+    # Which groups train first: the oldest prompts, the newest policy's, drawn by priority, or any.
     select: Select = "fifo"
+    priority: PriorityConfig = PriorityConfig()  # with select: priority alone
     whole_batches: bool = False  # hand over consecutive prompts only
     max_uses: PositiveInt = 1  # how often one group may train
     dynamic_sampling: bool = False  # drop and refill groups whose rewards are all equal

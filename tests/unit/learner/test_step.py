@@ -21,6 +21,7 @@ from torch import Tensor
 from learner.algorithms import losses
 from learner.credit import assign_advantages, scores_of
 from learner.minibatch import cut
+from learner.objective import critic_loss_of, loss_of
 from learner.policy import Critic, Policy, load_critic, load_policy
 from learner.state import AlgorithmState
 from learner.step import LearnerStep
@@ -233,6 +234,75 @@ def test_ranks_microbatches_and_rows_do_not_change_a_step(
             assert its_metrics[name] == pytest.approx(metrics[name], rel=1e-4, abs=1e-5), name
         for mine, other in zip(found, expected, strict=True):
             torch.testing.assert_close(mine, other, atol=5e-6, rtol=0)  # norms are of float32
+
+
+def weighted(batch: Batch, *weights: float) -> Batch:
+    groups = zip(batch.groups, weights, strict=True)
+    return replace(batch, groups=tuple(replace(entry, weight=w) for entry, w in groups))
+
+
+WEIGHTED: dict[str, dict[str, Any]] = {
+    "every term of the loss": {
+        "kl": {"coefficient": 0.5},
+        "entropy": {"coefficient": 0.1},
+        "aggregate": "seq_mean_token_mean",
+    },
+    "a critic": {"advantage": {"kind": "gae"}, "critic": {"learning_rate": 0.1}},
+    "a value head": {"advantage": {"kind": "gae"}, "critic": {"shared": True}},
+}
+
+
+@pytest.mark.parametrize("algorithm", WEIGHTED.values(), ids=WEIGHTED)
+def test_groups_count_by_their_weights_however_the_batch_is_cut(
+    model: Path, algorithm: dict[str, Any]
+) -> None:
+    batch, job = make_batch(0, num_groups=3), job_of(model, **algorithm)
+
+    start, metrics, *_ = train(job, batch=weighted(batch, 0, 0, 0), num_steps=1)
+    assert metrics["grad_norm"] == metrics.get("value_grad_norm", 0.0) == 0.0
+
+    def moved(*weights: float, job: JobConfig = job, **cut: Any) -> list[Tensor]:
+        found, *_ = train(job, batch=weighted(batch, *weights), num_steps=1, **cut)
+        return [after - before for after, before in zip(found, start, strict=True)]
+
+    expected = moved(1.0, 0.5, 0.125)
+    for parts in zip(expected, moved(1, 0, 0), moved(0, 1, 0), moved(0, 0, 1), strict=True):
+        whole, *of_groups = parts
+        by_hand = of_groups[0] + 0.5 * of_groups[1] + 0.125 * of_groups[2]
+        torch.testing.assert_close(whole, by_hand, atol=5e-6, rtol=0)
+    assert max(float(change.abs().max()) for change in expected) > 1e-3, "nothing was trained"
+    for max_tokens, num_ranks, shares in ((MANY, 1, True), (MANY, 2, True), (WHOLE, 1, False)):
+        its_job = job_of(model, max_tokens, **algorithm)
+        found = moved(1.0, 0.5, 0.125, job=its_job, num_ranks=num_ranks, shares=shares)
+        for mine, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(mine, other, atol=5e-6, rtol=0)
+
+
+def test_a_weight_changes_the_loss_and_not_its_denominator(model: Path) -> None:
+    batch = weighted(make_batch(0, num_groups=2, group_size=1), 1.0, 0.25)
+    job, cpu = job_of(model, correction={"kind": "none"}), torch.device("cpu")
+    ((entry,),) = [
+        part.microbatches
+        for part in cut(job, samples_of(batch), width=0, rank=0, num_ranks=1, device=cpu)
+    ]
+    mask_BT, num_tokens = entry.tensors.mask_BT, batch.num_answer_tokens
+    first, second = (float(entry.tensors.mask_BT[entry.index_B == i].sum()) for i in (0, 1))
+    entry.advantages_BT, entry.returns_BT = 3.0 * mask_BT, 2.0 * mask_BT
+    values_BU = entry.old_values_BU = torch.zeros_like(entry.tensors.mask_BU)
+    # Per token -3 where pi is pi_old, and half the square of 2.
+    policy, metrics = loss_of(
+        job.algorithm,
+        AlgorithmState.of(job.algorithm),
+        entry,
+        torch.zeros_like(mask_BT),
+        torch.zeros_like(mask_BT),
+        denominator=num_tokens,
+    )
+    value, _ = critic_loss_of(None, entry, values_BU, num_tokens=num_tokens)
+    share = (first + 0.25 * second) / (first + second)
+    assert policy.item() == pytest.approx(-3 * share)
+    assert value.item() == pytest.approx(2 * share)
+    assert metrics["group_weight"] / num_tokens == pytest.approx(share)
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,37 @@ def test_the_line_and_the_table() -> None:
     assert rows["lag"] == "mean 0.38 versions (0: 62%, 1: 38%)"
 
 
+def test_bias_of_what_trained() -> None:
+    folded = state()
+    assert folded.bias() == {}
+    folded.replay = {
+        "lengths": {
+            "generated_rollouts": 40,
+            "generated_tokens": 400,
+            "generated_cut": 4,
+            "trained_rollouts": 20,
+            "trained_tokens": 180,
+        },
+        "rewards": {
+            "generated_groups": 10,
+            "generated_sum": 5.0,
+            "generated_equal": 3,
+            "trained_groups": 5,
+            "trained_sum": 3.0,
+        },
+    }
+    bias = folded.result(wall_s=30.0)["bias"]
+    expected = {"length_ratio": 0.9, "reward_difference": 0.1, "equal_share": 0.3}
+    assert bias == pytest.approx(expected)
+    text = dict(closing_rows(folded, wall_s=30.0))["bias"]
+    assert text == (
+        "trained answers are 10.0% shorter than generated ones, their mean reward 0.100 higher; "
+        "30% of generated groups had equal rewards"
+    )
+    folded.replay = {**folded.replay, "drops": {"zero_variance": 3}}
+    assert dict(closing_rows(folded, wall_s=30.0))["bias"] == f"{text}, and were dropped"
+
+
 def test_nothing_yet() -> None:
     assert "ETA -" in progress_line(RunState(num_steps=4), 0.0)
     assert dict(closing_rows(RunState(num_steps=4), 1.0))["dropped prompts"] == "none"

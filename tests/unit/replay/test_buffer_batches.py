@@ -318,5 +318,6 @@ def test_no_lease_while_the_learner_has_the_shared_devices(play: Play) -> None:
         game.ask(0, worker=worker, yielded=True)
     assert isinstance(game.take(), Batch)
     assert game.lease(5) == {}
+    assert game.buffer.stats()["held_back"] == "the shared devices are the learner's"
     game.step()
     assert len(game.lease(5)) == 4

@@ -249,6 +249,47 @@ def test_lengths_of_generated_and_trained_rollouts(play: Play) -> None:
     }
 
 
+def test_rewards_of_generated_and_trained_groups(play: Play) -> None:
+    game = play(dynamic_sampling=True, max_staleness=1, max_uses=2)
+    leases = game.lease(4)
+    game.put(leases[0], rewards=(1.0, 1.0))  # generated, not trained
+    game.put(leases[1], rewards=(0.0, 1.0))
+    game.put(leases[2], rewards=(0.0, 0.5))
+    game.step()
+    expected = {
+        "generated_groups": 3,
+        "generated_sum": 1.75,
+        "generated_equal": 1,
+        "trained_groups": 2,
+        "trained_sum": 0.75,
+        "trained_equal": 0,
+    }
+    assert game.buffer.stats()["rewards"] == expected
+    game.put(leases[3], rewards=(0.0, 0.5))
+    assert game.step() == [1, 3]  # 1 for the second time
+    assert game.buffer.stats()["rewards"]["trained_groups"] == 3
+    snapshot = game.buffer.snapshot()
+    resumed = play(max_staleness=1, snapshot=snapshot).buffer.stats()
+    assert resumed["rewards"] == game.buffer.stats()["rewards"]
+
+
+def test_stats_say_why_a_worker_gets_no_lease(play: Play) -> None:
+    game = play(max_staleness=1, num_steps=2)
+
+    def held_back() -> str | None:
+        reason: str | None = game.buffer.stats()["held_back"]
+        return reason
+
+    assert held_back() is None
+    leases = game.lease(9)
+    assert held_back() == "staleness budget: 4 of 4 groups outstanding"
+    game.put(*leases.values())
+    game.step()
+    assert held_back() == "steps left: 2 of 2 groups outstanding"
+    game.step()
+    assert held_back() == "all steps are done"
+
+
 def test_prompt_tokens_are_compared(play: Play) -> None:
     game = play()
     group = scripted_group(game.lease(1)[0], rewards=(0, 1))

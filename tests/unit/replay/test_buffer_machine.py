@@ -24,6 +24,7 @@ from replay.rollback import go_back
 from replay.rules import Rules
 from replay.scripted import scripted_group, scripted_prompt
 from replay.state import ReplayState
+from slipstream.config.job import PriorityConfig
 from slipstream.records import (
     Batch,
     Group,
@@ -51,7 +52,12 @@ def rules_of_any_job(seed: int) -> Rules:
         num_steps=chance.choice([3, 1000, 1000, 1000]),
         max_staleness=chance.choice([0, 1, 2, 3]),
         on_stale=chance.choice(["wait", "wait", "wait", "requeue", "drop", "clip"]),
-        select=chance.choice(["fifo", "freshest", "priority", "random"]),
+        select=chance.choice(["fifo", "freshest", "priority", "priority", "random"]),
+        priority=PriorityConfig(
+            by=chance.choice(["reward_spread", "advantage", "age"]),
+            alpha=chance.choice([0.0, 0.6, 20.0]),
+            beta=chance.choice([0.0, 0.4, 1.0]),
+        ),
         whole_batches=chance.random() < 0.2,
         max_uses=chance.choice([1, 2, 3]),
         dynamic_sampling=chance.random() < 0.3,
@@ -348,6 +354,10 @@ class BufferMachine(RuleBasedStateMachine):
             assert entry.lag == version - entry.group.oldest_version >= 0
             assert entry.lag <= job.max_staleness or job.on_stale == "clip"
             assert entry.use == self.uses[entry.group.ordinal] + 1 <= job.max_uses
+            assert 0 < entry.weight <= 1
+        assert max(entry.weight for entry in batch.groups) == 1
+        if job.select != "priority" or job.priority.beta == 0 or job.whole_batches:
+            assert {entry.weight for entry in batch.groups} == {1.0}
         if job.whole_batches:
             assert ordinals == sorted(self.buffer.state.ledger.pending)[: len(ordinals)]
 

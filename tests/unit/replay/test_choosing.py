@@ -12,7 +12,7 @@ from replay.choosing import choose
 from replay.facts import Leased
 from replay.rules import Rules
 from replay.scripted import scripted_group, scripted_lease
-from replay.selection import ranked, reward_spread
+from replay.selection import Chosen, preferred
 from replay.shelf import Buffered
 from slipstream.config.job import Select
 from slipstream.records import Wait
@@ -36,8 +36,22 @@ def entry(
     return Buffered(scripted_group(scripted_lease(ordinal, version), rewards=rewards), uses)
 
 
-def ordinals(entries: Sequence[Buffered]) -> list[int]:
-    return [buffered.group.ordinal for buffered in entries]
+def ordinals(choices: Sequence[Chosen]) -> list[int]:
+    return [choice.entry.group.ordinal for choice in choices]
+
+
+def ranked(
+    candidates: Sequence[Buffered], policy: Select, *, version: int, seed: int = 0
+) -> list[int]:
+    """The ordinals of all candidates, best first."""
+    return ordinals(
+        preferred(candidates, len(candidates), rules(select=policy, seed=seed), version)
+    )
+
+
+def rules(**more: Any) -> Rules:
+    settings = {"group_size": 2, "groups_per_batch": 2, "num_steps": 100, "max_staleness": 1}
+    return Rules(**(settings | more))
 
 
 def chosen(
@@ -46,12 +60,11 @@ def chosen(
     version: int,
     running: Sequence[Leased] = (),
     requeued: Sequence[int] = (),
-    **rules: Any,
+    **more: Any,
 ) -> list[int] | str:
     """The ordinals of a batch of 2, or the reason to wait."""
-    settings = {"group_size": 2, "groups_per_batch": 2, "num_steps": 100, "max_staleness": 1}
     by_ordinal = {e.group.ordinal: e for e in buffered}
-    choice = choose(by_ordinal, running, requeued, Rules(**(settings | rules)), version)
+    choice = choose(by_ordinal, running, requeued, rules(**more), version)
     return choice.reason if isinstance(choice, Wait) else ordinals(choice)
 
 
@@ -60,7 +73,6 @@ def chosen(
     [
         ("fifo", [2, 5, 7, 9]),
         ("freshest", [7, 9, 2, 5]),  # versions 4, 4, 3, 3
-        ("priority", [9, 5, 2, 7]),  # spreads 1.0, 0.5, 0, 0
     ],
 )
 def test_preferences(policy: Select, expected: list[int]) -> None:
@@ -70,20 +82,16 @@ def test_preferences(policy: Select, expected: list[int]) -> None:
         entry(7, 4, rewards=(0, 0)),
         entry(5, 3, rewards=(0, 1)),
     ]
-    assert ordinals(ranked(candidates, policy, seed=0, version=4)) == expected
+    assert ranked(candidates, policy, version=4) == expected
 
 
 def test_random_depends_on_seed_version_and_candidates_alone() -> None:
     candidates = [entry(o) for o in range(20)]
-    one = ordinals(ranked(candidates, "random", seed=1, version=3))
-    assert one == ordinals(ranked(candidates[::-1], "random", seed=1, version=3))
+    one = ranked(candidates, "random", seed=1, version=3)
+    assert one == ranked(candidates[::-1], "random", seed=1, version=3)
     assert sorted(one) == list(range(20)) != one
-    assert one != ordinals(ranked(candidates, "random", seed=2, version=3))
-    assert one != ordinals(ranked(candidates, "random", seed=1, version=4))
-
-
-def test_reward_spread_is_the_standard_deviation() -> None:
-    assert reward_spread(entry(0, rewards=(0, 0, 1, 1)).group) == 0.5
+    assert one != ranked(candidates, "random", seed=2, version=3)
+    assert one != ranked(candidates, "random", seed=1, version=4)
 
 
 def test_a_batch_is_in_the_order_of_ordinals() -> None:

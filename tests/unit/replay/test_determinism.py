@@ -40,6 +40,7 @@ def batches(chance: random.Random, **settings: Any) -> Sequence[Sequence[int]]:
         batch = buffer.take(buffer.version, now_s=0.0)
         if isinstance(batch, Batch):
             seen.append([entry.group.ordinal for entry in batch.groups])
+            assert {entry.weight for entry in batch.groups} == {1.0}  # nothing had to be drawn
             buffer.trained(buffer.version + 1)
     return seen
 

@@ -207,6 +207,12 @@ BROKEN: list[tuple[str, str, str, list[str]]] = [
         ["job.yaml:10:26", "overlong.filter"],
     ),
     (
+        "priorities that nothing draws by",
+        "reward:",
+        "replay:\n  priority: {alpha: 1}\nreward:",
+        ["job.yaml:10:3", "replay.select: fifo"],
+    ),
+    (
         "a critic that nothing asks",
         "reward:",
         "algorithm:\n  critic: {clip: 0.1}\nreward:",
