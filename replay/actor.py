@@ -1,33 +1,53 @@
-"""The process shell of replay: data, tokenizer and clock around the state machine.
+"""The process shell of replay: data, tokenizer, clock and journal around the state machine.
 
     worker ── lease, put ──▶ ReplayActor ◀── take, trained, snapshot ── learner rank
-                                 ▲ stop, stats, eval_prompts ── orchestrator
+                                 │ ▲ open, go_back, stop, stats, eval_prompts ── orchestrator
+                                 ▼
+                              journal: every call is answered once its facts are down
 
 One thread answers all calls, each step of it in micro- to milliseconds, so that the state
 machine needs no lock. A lease or a take that cannot be granted yet is held, and tried again
 whenever something has changed: nobody polls. `ReplayActor` is a plain class; the orchestrator
-makes a Ray actor of it and gives roles a `ReplayClient` of its handle.
+makes a Ray actor of it and gives roles a `ReplayClient` of its handle. When its process dies,
+Ray starts another, which goes on from the journal, and repeats the calls that were under way.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
+from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from replay.buffer import ReplayBuffer
+from replay.codec import decode
+from replay.facts import Fact
+from replay.group_commit import GroupCommit
+from replay.journal import FILE_NAME, Journal
+from replay.rollback import go_back
 from replay.render import renderer
 from replay.rules import Rules
 from replay.sources import Items, open_source
+from replay.state import ReplayState
 from replay.stream import PromptStream
 from slipstream.config.job import DataSource, JobConfig
-from slipstream.records import Batch, Group, LeaseReply, Prompt, PutReply, Stop, Wait
+from slipstream.records import (
+    Batch,
+    Group,
+    LeaseReply,
+    Prompt,
+    PutReply,
+    ReplaySnapshot,
+    Stop,
+    Wait,
+)
 from slipstream.text import load_tokenizer
 
 if TYPE_CHECKING:
@@ -40,34 +60,90 @@ T = TypeVar("T")
 class ReplayActor:
     """Owns the groups it has accepted; see `replay.buffer` for what each call means."""
 
-    def __init__(self, job: JobConfig, snapshot: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, job: JobConfig, run_dir: Path) -> None:
         self._job = job
-        self._snapshot = snapshot
+        self._rules = Rules.of(job)
+        self._path = run_dir / FILE_NAME
         self._changed = asyncio.Event()  # a new one after every change
+        self._facts: list[Fact] = []  # that nobody has asked the journal to write
+        self._commits: dict[int, tuple[int, list[int]]] = {}  # version -> seq, live lease ids
 
     def open(self) -> None:
-        """Load tokenizer and data, before any other call. Raises DataError."""
+        """Load tokenizer and data, and open the journal. Raises DataError, JournalError."""
+        assert self._buffer is not None
+
+    # --- what is opened once, by `open`, or by the first call after a restart ---------
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return load_tokenizer(self._job.model)
+
+    @cached_property
+    def _train(self) -> PromptStream:
         data = self._job.data
-        self._tokenizer = load_tokenizer(self._job.model)
         train = self._stream(data.train, open_source(data.train), shuffle=data.shuffle)
         train.prompt(0)  # a field or a template that does not fit shows at the first item
-        self._buffer = ReplayBuffer(Rules.of(self._job), train.prompt, self._snapshot)
+        return train
+
+    @cached_property
+    def _journal(self) -> Journal | None:
+        durability = self._job.replay.durability
+        if durability == "off":
+            return None
+        return Journal(self._path, job=self._job.name, durability=durability)
+
+    @cached_property
+    def _group_commit(self) -> GroupCommit | None:
+        return None if self._journal is None else GroupCommit(self._journal)
+
+    @cached_property
+    def _buffer(self) -> ReplayBuffer:
+        return self._buffer_with(self._restored())
+
+    def _buffer_with(self, state: ReplayState | None) -> ReplayBuffer:
+        return ReplayBuffer(self._rules, self._train.prompt, self._facts.append, state)
+
+    def _restored(self) -> ReplayState | None:
+        """As the journal has it; None where nothing has happened yet."""
+        journal = self._journal
+        if journal is None:
+            return None
+        latest = journal.latest()
+        if latest is None:
+            begin = ReplayState().snapshot()
+            journal.snapshot("begin", version=0, timeline=0, state=begin)
+            return None
+        state = ReplayState.restore(latest.state, lambda _, lease: journal.group_of(lease))
+        for fact in latest.facts:
+            state.apply(fact)
+        return state
 
     def __repr__(self) -> str:
-        return f"replay v{self._buffer.version}" if hasattr(self, "_buffer") else "replay"
+        return f"replay v{self._buffer.version}" if "_buffer" in self.__dict__ else "replay"
 
     async def lease(
-        self, worker: str, incarnation: int, num_groups: int, *, yielded_version: int | None
+        self,
+        worker: str,
+        incarnation: int,
+        num_groups: int,
+        *,
+        held: Sequence[int],
+        yielded_version: int | None,
     ) -> LeaseReply:
         def ask() -> LeaseReply:
             now_s = time.monotonic()
             return self._buffer.lease(
-                worker, incarnation, num_groups, now_s, yielded_version=yielded_version
+                worker,
+                incarnation,
+                num_groups,
+                now_s,
+                held=held,
+                yielded_version=yielded_version,
             )
 
         def says_something(reply: LeaseReply) -> bool:
             to_yield = reply.yield_device and yielded_version != reply.version
-            return bool(reply.leases) or to_yield or reply.stop is not None
+            return bool(reply.leases or reply.revoked) or to_yield or reply.stop is not None
 
         if yielded_version is not None:
             self._notify()  # the learner may be waiting for just this
@@ -77,44 +153,134 @@ class ReplayActor:
         now_s = time.monotonic()
         replies = [self._buffer.put(_owned(group), now_s) for group in groups]
         self._notify()
+        await self._written()
         return replies
 
-    async def take(self, version: int) -> Batch | Wait | Stop:
+    async def take(self, version: int, timeline: int) -> Batch | Wait | Stop:
         return await self._held(
-            lambda: self._buffer.take(version, time.monotonic()),
+            lambda: self._buffer.take(version, time.monotonic(), timeline=timeline),
             lambda reply: not isinstance(reply, Wait),
         )
 
-    async def trained(self, version: int) -> None:
-        self._buffer.trained(version)
+    async def trained(self, version: int, timeline: int) -> None:
+        self._buffer.trained(version, timeline=timeline)
         self._notify()
+        await self._written()
 
     async def stop(self, reason: str) -> None:
         self._buffer.stop(reason)
         self._notify()
+
+    # --- commits ----------------------------------------------------------------------
+
+    async def snapshot(self) -> ReplaySnapshot:
+        """Replay at this step boundary, for a commit."""
+        snapshot = self._buffer.snapshot()
+        version, timeline = self._buffer.version, self._buffer.state.timeline
+        live = [entry.group.lease_id for entry in self._buffer.state.shelf.entries.values()]
+        await self._written()
+        if self._group_commit is None or self._journal is None:
+            return snapshot
+        write = partial(
+            self._journal.snapshot,
+            "commit",
+            version=version,
+            timeline=timeline,
+            state=snapshot.state,
+        )
+        seq = await self._group_commit.do(write)
+        self._commits[version] = seq, live
+        position = {"journal": {"id": self._journal.id, "seq": seq}}
+        return replace(snapshot, state={**snapshot.state, **position})
+
+    async def committed(self, version: int) -> None:
+        """The commit of `version` is durable: nothing goes back behind it."""
+        if self._group_commit is None or self._journal is None or version not in self._commits:
+            return
+        seq, live = self._commits[version]
+        self._commits = {v: kept for v, kept in self._commits.items() if v > version}
+        await self._group_commit.do(partial(self._journal.prune, seq, live))
+
+    async def go_back(self, snapshot: ReplaySnapshot) -> int:
+        """To the step boundary of a commit, or on from it; returns the new timeline.
+
+        Leases and batches of the timeline before are void.
+        """
+        old = self._buffer.state
+        await self._written()
+        groups = {ordinal: decode(group) for ordinal, group in snapshot.groups.items()}
+        position = snapshot.state.get("journal")
+        is_of_this_journal = (
+            self._journal is not None
+            and position is not None
+            and position["id"] == self._journal.id
+        )
+        since: Sequence[Group] = ()
+        if self._group_commit is not None and self._journal is not None and is_of_this_journal:
+            ask = partial(
+                self._journal.candidates,
+                since_seq=position["seq"],
+                max_version=snapshot.state["version"],
+            )
+            since = await self._group_commit.do(lambda: list(ask()))
+        state, kept = go_back(
+            snapshot.state,
+            self._rules,
+            groups=groups,
+            since=since,
+            timeline=max(old.timeline, snapshot.state["timeline"]) + 1,
+            num_issued=old.ledger.num_issued,
+            next_lease_id=old.next_lease_id,
+        )
+        state.pop("journal", None)
+        if is_of_this_journal:
+            state["from_seq"] = position["seq"]
+        if self._group_commit is not None and self._journal is not None:
+            write = partial(
+                self._journal.snapshot,
+                "rollback",
+                version=state["version"],
+                timeline=state["timeline"],
+                state=state,
+                groups=list(kept.values()),
+            )
+            await self._group_commit.do(write)
+        self._commits.clear()
+        self._buffer = self._buffer_with(
+            ReplayState.restore(state, lambda ordinal, _: kept[ordinal])
+        )
+        self._notify()
+        return self._buffer.state.timeline
+
+    # --- waiting ----------------------------------------------------------------------
+
+    async def _written(self) -> None:
+        """Once all that has happened so far is as durable as `replay.durability` says."""
+        facts, self._facts[:] = list(self._facts), []
+        if self._group_commit is not None and facts:
+            await self._group_commit.write(facts)
 
     def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
 
     async def _held(self, ask: Callable[[], T], says_something: Callable[[T], bool]) -> T:
-        """The first answer that says something, or the last one within LONG_POLL_S."""
+        """The first answer that says something, or the last one within LONG_POLL_S; written down."""
         deadline_s = time.monotonic() + LONG_POLL_S
         while True:
             changed = self._changed
             reply = ask()
             left_s = deadline_s - time.monotonic()
+            await self._written()
             if says_something(reply) or left_s <= 0:
                 return reply
             with suppress(TimeoutError):
                 await asyncio.wait_for(changed.wait(), left_s)
 
-    def stats(self) -> dict[str, Any]:
+    async def stats(self) -> dict[str, Any]:
         self._buffer.expire(time.monotonic())
+        await self._written()
         return self._buffer.stats()
-
-    def snapshot(self) -> dict[str, Any]:
-        return self._buffer.snapshot()
 
     def eval_prompts(self) -> list[Prompt]:
         """The first `eval_num_prompts` items of data.eval, in order, without over-long ones."""
@@ -142,22 +308,33 @@ class ReplayClient:
         self._actor = actor
 
     def lease(
-        self, worker: str, incarnation: int, num_groups: int, *, yielded_version: int | None
+        self,
+        worker: str,
+        incarnation: int,
+        num_groups: int,
+        *,
+        held: Sequence[int],
+        yielded_version: int | None,
     ) -> Future[LeaseReply]:
         call = self._actor.lease.remote
-        return _future(call(worker, incarnation, num_groups, yielded_version=yielded_version))
+        return _future(
+            call(worker, incarnation, num_groups, held=held, yielded_version=yielded_version)
+        )
 
     def put(self, groups: Sequence[Group]) -> Future[Sequence[PutReply]]:
         return _future(self._actor.put.remote(groups))
 
-    def take(self, version: int) -> Future[Batch | Wait | Stop]:
-        return _future(self._actor.take.remote(version))
+    def take(self, version: int, timeline: int) -> Future[Batch | Wait | Stop]:
+        return _future(self._actor.take.remote(version, timeline))
 
-    def trained(self, version: int) -> Future[None]:
-        return _future(self._actor.trained.remote(version))
+    def trained(self, version: int, timeline: int) -> Future[None]:
+        return _future(self._actor.trained.remote(version, timeline))
 
-    def snapshot(self) -> Future[Mapping[str, Any]]:
+    def snapshot(self) -> Future[ReplaySnapshot]:
         return _future(self._actor.snapshot.remote())
+
+    def committed(self, version: int) -> Future[None]:
+        return _future(self._actor.committed.remote(version))
 
 
 def _owned(group: Group) -> Group:
