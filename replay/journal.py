@@ -14,6 +14,7 @@ newest facts. After a failed write nothing more is written: what is in memory wo
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -108,14 +109,19 @@ class JournalReader:
 
     def story(self, ordinal: int) -> list[Row]:
         """The rows of one ordinal, the steps that trained it, and every rollback."""
-        of_ordinal = (
-            "WHERE ordinal = ?1 OR kind = 'trained' AND version IN "
-            "(SELECT version + 1 FROM facts WHERE ordinal = ?1 AND kind = 'taken')"
+        trained = (
+            "WHERE kind = 'trained' AND version IN "
+            "(SELECT version + 1 FROM facts WHERE ordinal = ? AND kind = 'taken') ORDER BY seq"
         )
         with self._sound(), self._one_moment():
-            rows: list[Row] = [*self._facts(of_ordinal, (ordinal,))]
-            rows += self._snapshots("WHERE kind = 'rollback'")
-            return sorted(rows, key=lambda row: row.seq)
+            own = list(self._facts("WHERE ordinal = ? ORDER BY seq", (ordinal,)))
+            steps = list(self._facts(trained, (ordinal,)))
+            rollbacks = list(self._snapshots("WHERE kind = 'rollback' ORDER BY seq"))
+        its_steps: list[Row] = [
+            step for row in own if row.kind == "taken" for step in _step_of(row, steps, rollbacks)
+        ]
+        parts: list[list[Row]] = [[*own], its_steps, [*rollbacks]]
+        return list(merge(*parts, key=lambda row: row.seq))
 
     def latest(self) -> Latest | None:
         """None before the first snapshot."""
@@ -350,6 +356,16 @@ class Journal(JournalReader):
     def _last_seq(self) -> int:
         tables = "SELECT seq FROM facts UNION ALL SELECT seq FROM snapshots"
         return int(self._db.execute(f"SELECT ifnull(max(seq), 0) FROM ({tables})").fetchone()[0])
+
+
+def _step_of(
+    taken: FactRow, steps: Sequence[FactRow], rollbacks: Sequence[SnapshotRow]
+) -> list[FactRow]:
+    """The step in which what was taken has trained, if the run came so far before it went back."""
+    assert taken.version is not None
+    stop = min((row.seq for row in rollbacks if row.seq > taken.seq), default=math.inf)
+    version = taken.version + 1
+    return [row for row in steps if row.version == version and taken.seq < row.seq < stop][:1]
 
 
 def _fact_row(values: tuple[Any, ...]) -> FactRow:
