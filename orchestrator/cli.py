@@ -104,7 +104,7 @@ def ledger(
     if as_json:
         print(json.dumps(report.as_json(), indent=2))
     else:
-        Console().print(report.as_text())
+        Console().print(report.as_text(), soft_wrap=True)  # a line stays one, for grep
     raise typer.Exit(report.exit_code)
 
 

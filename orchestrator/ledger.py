@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -77,7 +77,8 @@ class RunReport:
         return 1 if self.found.findings else 0
 
     def as_json(self) -> dict[str, Any]:
-        return {"job": self.job, "holds": not self.found.findings, **asdict(self.found)}
+        figures = {f.name: _plain(getattr(self.found, f.name)) for f in fields(self.found)}
+        return {"job": self.job, "holds": not self.found.findings, **figures}
 
     def as_text(self) -> RenderableType:
         table = Table(show_header=False, title=f"Ledger of {self.job}", title_justify="left")
@@ -86,6 +87,17 @@ class RunReport:
         for name, value in _figures(self.found):
             table.add_row(name, value)
         return Group(table, *map(Text, _verdict(self.found)))
+
+
+def _plain(value: Any) -> Any:
+    """Without `asdict` on the whole, which in Python 3.11 cannot copy a Counter."""
+    match value:
+        case Lengths():
+            return asdict(value)
+        case list():
+            return [asdict(entry) for entry in value]
+        case _:
+            return value
 
 
 def _figures(found: Audit) -> list[tuple[str, str]]:

@@ -283,8 +283,9 @@ class _Fold:
         elif batch is None or batch.version != version - 1:
             text = f"the step to version {version} had no batch of version {version - 1}"
             self._breach(Breach.STEP_ORDER, row, text)
-        for ordinal, lag in batch.uses if batch is not None else []:
-            self._used(row, ordinal, batch_version=version - 1, stated_lag=lag)
+        if batch is not None:
+            for ordinal, lag in batch.uses:
+                self._used(row, ordinal, batch_version=batch.version, stated_lag=lag)
         self._batch = None
         self._found.version = max(version, self._found.version)
         self._found.num_steps += 1

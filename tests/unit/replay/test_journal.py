@@ -327,7 +327,7 @@ def test_after_a_kill_what_was_acknowledged_is_there_once(path: Path, fault: str
         pending = {row.lease_id for row in rows if isinstance(row, FactRow)}
         taken_in = {row.lease_id for row in rows if row.kind == "accepted"}
         assert pending == taken_in, "a transaction is there as a whole"
-        since = [row for row in journal.candidates(since_seq=last - 1, max_version=9)]
+        since = list(journal.candidates(since_seq=last - 1, max_version=9))
         assert all(group.lease_id in taken_in for group in since)
         latest = journal.latest()
         if latest is not None:
