@@ -1,7 +1,11 @@
-"""The command line. Exit codes: 0 done, 1 a role failed, 2 bad input, 130 interrupted."""
+"""The command line. Exit codes: 0 done, 1 a role failed, 2 bad input, 130 interrupted.
+
+`ledger` alone exits with 1 where a run broke its promise.
+"""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +17,7 @@ from rich.console import Console
 from ruamel.yaml import YAML
 
 from orchestrator.checks import preflight
+from orchestrator.ledger import read_ledger
 from orchestrator.plan import describe, make_plan
 from slipstream import __version__
 from slipstream.config.job import JobConfig
@@ -77,6 +82,30 @@ def validate(
             print(f"{file}: ok")
     if failed:
         raise typer.Exit(2)
+
+
+@app.command()
+def ledger(
+    run: Annotated[str, typer.Argument(help="a run's directory, or its name in ./runs")],
+    ordinal: Annotated[
+        int | None, typer.Option(min=0, help="tell the story of this prompt instead")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """What became of every prompt of a run, and whether any was lost or trained too often.
+
+    The run may be at work. Exit code 1: its promise is broken; 2: it has no sound journal.
+    """
+    try:
+        report = read_ledger(run, ordinal)
+    except SlipstreamError as error:
+        print(f"slipstream: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    if as_json:
+        print(json.dumps(report.as_json(), indent=2))
+    else:
+        Console().print(report.as_text(), soft_wrap=True)  # a line stays one, for grep
+    raise typer.Exit(report.exit_code)
 
 
 @app.command()
