@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,10 +29,10 @@ import numpy as np
 from replay.buffer import ReplayBuffer
 from replay.codec import decode
 from replay.facts import Fact
-from replay.group_commit import GroupCommit
-from replay.journal import FILE_NAME, Journal
-from replay.rollback import go_back
+from replay.journal import FILE_NAME
+from replay.keeper import Keeper
 from replay.render import renderer
+from replay.rollback import go_back
 from replay.rules import Rules
 from replay.sources import Items, open_source
 from replay.state import ReplayState
@@ -65,12 +65,13 @@ class ReplayActor:
         self._rules = Rules.of(job)
         self._path = run_dir / FILE_NAME
         self._changed = asyncio.Event()  # a new one after every change
-        self._facts: list[Fact] = []  # that nobody has asked the journal to write
-        self._commits: dict[int, tuple[int, list[int]]] = {}  # version -> seq, live lease ids
+        self._facts: list[Fact] = []  # that are not written down yet
+        # Step boundaries handed out for a commit: by version, place in the journal, leases.
+        self._boundaries: dict[int, tuple[Mapping[str, Any], list[int]]] = {}
 
     def open(self) -> None:
         """Load tokenizer and data, and open the journal. Raises DataError, JournalError."""
-        assert self._buffer is not None
+        assert self._buffer, "made now"
 
     # --- what is opened once, by `open`, or by the first call after a restart ---------
 
@@ -86,37 +87,16 @@ class ReplayActor:
         return train
 
     @cached_property
-    def _journal(self) -> Journal | None:
+    def _keeper(self) -> Keeper:
         durability = self._job.replay.durability
-        if durability == "off":
-            return None
-        return Journal(self._path, job=self._job.name, durability=durability)
-
-    @cached_property
-    def _group_commit(self) -> GroupCommit | None:
-        return None if self._journal is None else GroupCommit(self._journal)
+        return Keeper(self._path, job=self._job.name, durability=durability)
 
     @cached_property
     def _buffer(self) -> ReplayBuffer:
-        return self._buffer_with(self._restored())
+        return self._buffer_of(self._keeper.restore())
 
-    def _buffer_with(self, state: ReplayState | None) -> ReplayBuffer:
+    def _buffer_of(self, state: ReplayState | None) -> ReplayBuffer:
         return ReplayBuffer(self._rules, self._train.prompt, self._facts.append, state)
-
-    def _restored(self) -> ReplayState | None:
-        """As the journal has it; None where nothing has happened yet."""
-        journal = self._journal
-        if journal is None:
-            return None
-        latest = journal.latest()
-        if latest is None:
-            begin = ReplayState().snapshot()
-            journal.snapshot("begin", version=0, timeline=0, state=begin)
-            return None
-        state = ReplayState.restore(latest.state, lambda _, lease: journal.group_of(lease))
-        for fact in latest.facts:
-            state.apply(fact)
-        return state
 
     def __repr__(self) -> str:
         return f"replay v{self._buffer.version}" if "_buffer" in self.__dict__ else "replay"
@@ -176,89 +156,51 @@ class ReplayActor:
     async def snapshot(self) -> ReplaySnapshot:
         """Replay at this step boundary, for a commit."""
         snapshot = self._buffer.snapshot()
-        version, timeline = self._buffer.version, self._buffer.state.timeline
         live = [entry.group.lease_id for entry in self._buffer.state.shelf.entries.values()]
         await self._written()
-        if self._group_commit is None or self._journal is None:
-            return snapshot
-        write = partial(
-            self._journal.snapshot,
-            "commit",
-            version=version,
-            timeline=timeline,
-            state=snapshot.state,
-        )
-        seq = await self._group_commit.do(write)
-        self._commits[version] = seq, live
-        position = {"journal": {"id": self._journal.id, "seq": seq}}
-        return replace(snapshot, state={**snapshot.state, **position})
+        place = await self._keeper.keep_commit(snapshot.state)
+        self._boundaries[snapshot.state["version"]] = place, live
+        return replace(snapshot, state={**snapshot.state, "journal": place})
 
     async def committed(self, version: int) -> None:
         """The commit of `version` is durable: nothing goes back behind it."""
-        if self._group_commit is None or self._journal is None or version not in self._commits:
-            return
-        seq, live = self._commits[version]
-        self._commits = {v: kept for v, kept in self._commits.items() if v > version}
-        await self._group_commit.do(partial(self._journal.prune, seq, live))
+        if version in self._boundaries:
+            await self._keeper.forget_before(*self._boundaries[version])
+        self._boundaries = {v: kept for v, kept in self._boundaries.items() if v > version}
 
-    async def go_back(self, snapshot: ReplaySnapshot) -> int:
-        """To the step boundary of a commit, or on from it; returns the new timeline.
+    async def go_back(self, commit: ReplaySnapshot) -> int:
+        """To the step boundary of a commit; returns the new timeline.
 
-        Leases and batches of the timeline before are void.
+        What the timeline before has leased or taken is void.
         """
-        old = self._buffer.state
         await self._written()
-        groups = {ordinal: decode(group) for ordinal, group in snapshot.groups.items()}
-        position = snapshot.state.get("journal")
-        is_of_this_journal = (
-            self._journal is not None
-            and position is not None
-            and position["id"] == self._journal.id
-        )
-        since: Sequence[Group] = ()
-        if self._group_commit is not None and self._journal is not None and is_of_this_journal:
-            ask = partial(
-                self._journal.candidates,
-                since_seq=position["seq"],
-                max_version=snapshot.state["version"],
-            )
-            since = await self._group_commit.do(lambda: list(ask()))
-        state, kept = go_back(
-            snapshot.state,
+        now, place = self._buffer.state, commit.state["journal"]
+        version = commit.state["version"]
+        state, groups = go_back(
+            commit.state,
             self._rules,
-            groups=groups,
-            since=since,
-            timeline=max(old.timeline, snapshot.state["timeline"]) + 1,
-            num_issued=old.ledger.num_issued,
-            next_lease_id=old.next_lease_id,
+            groups={ordinal: decode(group) for ordinal, group in commit.groups.items()},
+            since=await self._keeper.groups_since(place, version),
+            timeline=max(now.timeline, commit.state["timeline"]) + 1,
+            num_issued=now.ledger.num_issued,
+            next_lease_id=now.next_lease_id,
         )
-        state.pop("journal", None)
-        if is_of_this_journal:
-            state["from_seq"] = position["seq"]
-        if self._group_commit is not None and self._journal is not None:
-            write = partial(
-                self._journal.snapshot,
-                "rollback",
-                version=state["version"],
-                timeline=state["timeline"],
-                state=state,
-                groups=list(kept.values()),
-            )
-            await self._group_commit.do(write)
-        self._commits.clear()
-        self._buffer = self._buffer_with(
-            ReplayState.restore(state, lambda ordinal, _: kept[ordinal])
-        )
+        if self._keeper.knows(place):
+            state["from_seq"] = place["seq"]
+        await self._keeper.keep_rollback(state, groups.values())
+        self._facts.clear()  # of calls that came meanwhile
+        self._boundaries.clear()
+        restored = ReplayState.restore(state, lambda ordinal, _: groups[ordinal])
+        self._buffer = self._buffer_of(restored)
         self._notify()
-        return self._buffer.state.timeline
+        return restored.timeline
 
     # --- waiting ----------------------------------------------------------------------
 
     async def _written(self) -> None:
         """Once all that has happened so far is as durable as `replay.durability` says."""
         facts, self._facts[:] = list(self._facts), []
-        if self._group_commit is not None and facts:
-            await self._group_commit.write(facts)
+        await self._keeper.write(facts)
 
     def _notify(self) -> None:
         self._changed.set()

@@ -17,12 +17,13 @@ import json
 import math
 import sqlite3
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from heapq import merge
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
+from uuid import uuid4
 
 from replay.codec import decode, encode
 from replay.facts import Accepted, Fact
@@ -35,13 +36,13 @@ from replay.rows import (
     facts_of,
     newest_version,
 )
+from slipstream.config.job import Durability
 from slipstream.errors import SlipstreamError
 from slipstream.faults import fault_point
 from slipstream.records import Group
 
 FORMAT = 1
 FILE_NAME = "replay.sqlite"  # in the run's directory
-Durability = Literal["commit", "flush"]
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -99,6 +100,11 @@ class JournalReader:
     def job(self) -> str:
         """The name of the job whose journal it is."""
         return str(self._meta("job"))
+
+    @property
+    def id(self) -> str:
+        """Tells this journal from one that was lost, of the same job."""
+        return str(self._meta("id"))
 
     def rows(self, *, since_seq: int = -1) -> Iterator[Row]:
         """Everything after `since_seq`, in order, as of one moment."""
@@ -269,9 +275,18 @@ class Journal(JournalReader):
             return self._seq
 
     def snapshot(
-        self, kind: SnapshotKind, *, version: int, timeline: int, state: Mapping[str, Any]
+        self,
+        kind: SnapshotKind,
+        *,
+        version: int,
+        timeline: int,
+        state: Mapping[str, Any],
+        groups: Iterable[Group] = (),
     ) -> int:
-        """Write down what all facts so far add up to; returns its seq."""
+        """Write down what all facts so far add up to; returns its seq.
+
+        `groups`: buffered ones that may have been forgotten, or come from a lost journal.
+        """
         fault_point("journal.snapshot")
         with self.transaction():
             self._seq += 1
@@ -279,6 +294,8 @@ class Journal(JournalReader):
                 "INSERT INTO snapshots VALUES (?, ?, ?, ?, ?, ?)",
                 (self._seq, time.time(), kind, version, timeline, _to_json(state)),
             )
+            for group in groups:
+                self._keep(group)
             fault_point("journal.snapshot_written")
             return self._seq
 
@@ -333,11 +350,13 @@ class Journal(JournalReader):
                 (self._seq, time.time(), kind, ordinal, lease_id, version, _to_json(data)),
             )
         if isinstance(fact, Accepted):
-            group = fact.group
-            self._db.execute(
-                "INSERT INTO payloads VALUES (?, ?, ?, ?, ?)",
-                (fact.lease_id, group.ordinal, self._seq, newest_version(group), encode(group)),
-            )
+            self._keep(fact.group)
+
+    def _keep(self, group: Group) -> None:
+        self._db.execute(
+            "INSERT OR IGNORE INTO payloads VALUES (?, ?, ?, ?, ?)",
+            (group.lease_id, group.ordinal, self._seq, newest_version(group), encode(group)),
+        )
 
     def _make(self, job: str) -> None:
         self._db.execute("PRAGMA page_size = 16384")  # groups are large
@@ -348,7 +367,8 @@ class Journal(JournalReader):
         for statement in _SCHEMA.split(";"):
             self._db.execute(statement)
         self._db.executemany(
-            "INSERT INTO meta VALUES (?, ?)", [("format", FORMAT), ("job", job), ("writer", 0)]
+            "INSERT INTO meta VALUES (?, ?)",
+            [("format", FORMAT), ("job", job), ("id", uuid4().hex), ("writer", 0)],
         )
         self._db.execute("COMMIT")
         fault_point("journal.made")

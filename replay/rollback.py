@@ -54,14 +54,13 @@ def go_back(
         if (ordinal in admitted or 0 < uses[ordinal] < rules.max_uses)
         and _may_train(group, version, rules)
     }
-    came = []
     for group in since:
         is_needed = group.ordinal in admitted and group.ordinal not in kept
         if is_needed and _newest_version(group) <= version and _may_train(group, version, rules):
             kept[group.ordinal] = group
-            came.append(group.ordinal)
             tally.generated(group)
     tally.reissues["went_back"] += len(set(pending) - set(kept))
+    state.pop("journal", None)
     state |= {
         "timeline": timeline,
         "next_lease_id": max(state["next_lease_id"], next_lease_id),
@@ -71,7 +70,6 @@ def go_back(
         "buffered": [
             [ordinal, group.lease_id, uses.get(ordinal, 0)] for ordinal, group in kept.items()
         ],
-        "came_along": came,
     }
     return state, kept
 

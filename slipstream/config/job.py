@@ -28,6 +28,9 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 Mode = Literal["sync", "split", "buffered", "multinode"]
 Dtype = Literal["float32", "bfloat16"]
 OnStale = Literal["wait", "requeue", "drop", "clip"]
+# When replay answers a call: once its outcome is on the disk (commit: a power failure loses nothing),
+# once the operating system has it (flush: a process may die), or at once (off: nothing is kept).
+Durability = Literal["commit", "flush", "off"]
 Select = Literal["fifo", "freshest", "priority", "random"]
 PriorityBy = Literal["reward_spread", "advantage", "age"]
 
@@ -197,6 +200,7 @@ class ReplayConfig(Section):
     max_attempts: PositiveInt = 3  # of one prompt, before it is dropped as failed
     lease_timeout_s: PositiveFloat = 600.0  # then its prompt is issued again
     call_timeout_s: PositiveFloat = 60.0  # replay may hold a call for 1 s
+    durability: Durability = "commit"  # of replay's journal
 
 
 class WeightsConfig(Section):

@@ -1,0 +1,100 @@
+"""What the replay process asks of its journal, off its own thread.
+
+    facts as they come ─▶ write ─▶ journal     restore ◀─ journal, after the process died
+    snapshot ─▶ keep_commit ... forget_before   groups_since, keep_rollback: to go back
+
+With `replay.durability: off` there is no journal: nothing is kept, and nothing can be restored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from replay.facts import Fact
+from replay.group_commit import GroupCommit
+from replay.journal import Journal
+from replay.state import ReplayState
+from slipstream.config.job import Durability
+from slipstream.records import Group
+
+
+class Keeper:
+    """One journal and the thread that writes it. Every method raises JournalError."""
+
+    def __init__(self, path: Path, *, job: str, durability: Durability) -> None:
+        self._journal: Journal | None = None
+        if durability != "off":
+            self._journal = Journal(path, job=job, durability=durability)
+            self._writer = GroupCommit(self._journal)
+
+    def restore(self) -> ReplayState | None:
+        """As it was when the last answer was given; None where nothing has happened yet."""
+        journal = self._journal
+        if journal is None:
+            return None
+        latest = journal.latest()
+        if latest is None:
+            begin = ReplayState().snapshot()
+            journal.snapshot("begin", version=0, timeline=0, state=begin)
+            return None
+        state = ReplayState.restore(latest.state, lambda _, lease_id: journal.group_of(lease_id))
+        for fact in latest.facts:
+            state.apply(fact)
+        return state
+
+    async def write(self, facts: Sequence[Fact]) -> None:
+        """Returns once they are as durable as the job asks."""
+        if self._journal is not None and facts:
+            await self._writer.write(facts)
+
+    async def keep_commit(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """The place of a step boundary in the journal, to be put into its commit."""
+        if self._journal is None:
+            return {}
+        write = partial(
+            self._journal.snapshot,
+            "commit",
+            version=state["version"],
+            timeline=state["timeline"],
+            state=state,
+        )
+        return {"id": self._journal.id, "seq": await self._writer.do(write)}
+
+    async def forget_before(
+        self, place: Mapping[str, Any], live_lease_ids: Collection[int]
+    ) -> None:
+        """The commit of this place is durable: nothing goes back behind it."""
+        if self._journal is not None and place:
+            await self._writer.do(partial(self._journal.prune, place["seq"], live_lease_ids))
+
+    def knows(self, place: Mapping[str, Any]) -> bool:
+        """Whether a commit's place is one of this journal's, and not of one that was lost."""
+        return self._journal is not None and place.get("id") == self._journal.id
+
+    async def groups_since(self, place: Mapping[str, Any], max_version: int) -> list[Group]:
+        """Accepted later than the commit of this place, no token of a newer version."""
+        journal = self._journal
+        if journal is None or not self.knows(place):
+            return []
+        since_seq = place["seq"]
+        return await self._writer.do(
+            lambda: list(journal.candidates(since_seq=since_seq, max_version=max_version))
+        )
+
+    async def keep_rollback(self, state: Mapping[str, Any], groups: Collection[Group]) -> None:
+        """The run goes on from `state`, with these groups buffered."""
+        if self._journal is None:
+            return
+        await self._writer.do(
+            partial(
+                self._journal.snapshot,
+                "rollback",
+                version=state["version"],
+                timeline=state["timeline"],
+                state=state,
+                groups=groups,
+            )
+        )
