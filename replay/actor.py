@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
@@ -65,6 +65,8 @@ class ReplayActor:
         self._rules = Rules.of(job)
         self._path = run_dir / FILE_NAME
         self._changed = asyncio.Event()  # a new one after every change
+        self._settled = asyncio.Event()  # not while the run goes back
+        self._settled.set()
         self._facts: list[Fact] = []  # that are not written down yet
         # Step boundaries handed out for a commit: by version, place in the journal, leases.
         self._boundaries: dict[int, tuple[Mapping[str, Any], list[int]]] = {}
@@ -130,6 +132,7 @@ class ReplayActor:
         return await self._held(ask, says_something)
 
     async def put(self, groups: Sequence[Group]) -> Sequence[PutReply]:
+        await self._settled.wait()
         now_s = time.monotonic()
         replies = [self._buffer.put(_owned(group), now_s) for group in groups]
         self._notify()
@@ -143,6 +146,7 @@ class ReplayActor:
         )
 
     async def trained(self, version: int, timeline: int) -> None:
+        await self._settled.wait()
         self._buffer.trained(version, timeline=timeline)
         self._notify()
         await self._written()
@@ -157,8 +161,10 @@ class ReplayActor:
         """Replay at this step boundary, for a commit."""
         snapshot = self._buffer.snapshot()
         live = [entry.group.lease_id for entry in self._buffer.state.shelf.entries.values()]
-        await self._written()
-        place = await self._keeper.keep_commit(snapshot.state)
+        # Both are asked for before anything else can happen: the facts before this boundary.
+        written, kept = self._written(), self._keeper.keep_commit(snapshot.state)
+        await written
+        place = await kept
         self._boundaries[snapshot.state["version"]] = place, live
         return replace(snapshot, state={**snapshot.state, "journal": place})
 
@@ -173,6 +179,14 @@ class ReplayActor:
 
         What the timeline before has leased or taken is void.
         """
+        self._settled.clear()
+        try:
+            return await self._go_back(commit)
+        finally:
+            self._settled.set()
+            self._notify()
+
+    async def _go_back(self, commit: ReplaySnapshot) -> int:
         await self._written()
         now, place = self._buffer.state, commit.state["journal"]
         version = commit.state["version"]
@@ -188,28 +202,27 @@ class ReplayActor:
         if self._keeper.knows(place):
             state["from_seq"] = place["seq"]
         await self._keeper.keep_rollback(state, groups.values())
-        self._facts.clear()  # of calls that came meanwhile
         self._boundaries.clear()
         restored = ReplayState.restore(state, lambda ordinal, _: groups[ordinal])
         self._buffer = self._buffer_of(restored)
-        self._notify()
         return restored.timeline
 
     # --- waiting ----------------------------------------------------------------------
 
-    async def _written(self) -> None:
-        """Once all that has happened so far is as durable as `replay.durability` says."""
+    def _written(self) -> Awaitable[object]:
+        """Done once all that has happened so far is as durable as `replay.durability` says."""
         facts, self._facts[:] = list(self._facts), []
-        await self._keeper.write(facts)
+        return self._keeper.write(facts)
 
     def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
 
     async def _held(self, ask: Callable[[], T], says_something: Callable[[T], bool]) -> T:
-        """The first answer that says something, or the last one within LONG_POLL_S; written down."""
+        """The first answer that says something, or the last one within LONG_POLL_S."""
         deadline_s = time.monotonic() + LONG_POLL_S
         while True:
+            await self._settled.wait()
             changed = self._changed
             reply = ask()
             left_s = deadline_s - time.monotonic()
@@ -220,6 +233,7 @@ class ReplayActor:
                 await asyncio.wait_for(changed.wait(), left_s)
 
     async def stats(self) -> dict[str, Any]:
+        await self._settled.wait()
         self._buffer.expire(time.monotonic())
         await self._written()
         return self._buffer.stats()

@@ -8,10 +8,10 @@ With `replay.durability: off` there is no journal: nothing is kept, and nothing 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from replay.facts import Fact
 from replay.group_commit import GroupCommit
@@ -20,9 +20,15 @@ from replay.state import ReplayState
 from slipstream.config.job import Durability
 from slipstream.records import Group
 
+T = TypeVar("T")
+
 
 class Keeper:
-    """One journal and the thread that writes it. Every method raises JournalError."""
+    """One journal and the thread that writes it. Every method raises JournalError.
+
+    What is asked for is queued at the call, and not only when its answer is awaited: the journal
+    has everything in the order of the calls.
+    """
 
     def __init__(self, path: Path, *, job: str, durability: Durability) -> None:
         self._journal: Journal | None = None
@@ -45,10 +51,11 @@ class Keeper:
             state.apply(fact)
         return state
 
-    async def write(self, facts: Sequence[Fact]) -> None:
-        """Returns once they are as durable as the job asks."""
-        if self._journal is not None and facts:
-            await self._writer.write(facts)
+    def write(self, facts: Sequence[Fact]) -> Awaitable[object]:
+        """Done once they are as durable as the job asks."""
+        if self._journal is None or not facts:
+            return _done()
+        return self._writer.write(facts)
 
     async def keep_commit(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """The place of a step boundary in the journal, to be put into its commit."""
@@ -74,21 +81,23 @@ class Keeper:
         """Whether a commit's place is one of this journal's, and not of one that was lost."""
         return self._journal is not None and place.get("id") == self._journal.id
 
-    async def groups_since(self, place: Mapping[str, Any], max_version: int) -> list[Group]:
+    def groups_since(self, place: Mapping[str, Any], max_version: int) -> Awaitable[list[Group]]:
         """Accepted later than the commit of this place, no token of a newer version."""
         journal = self._journal
         if journal is None or not self.knows(place):
-            return []
+            return _done([])
         since_seq = place["seq"]
-        return await self._writer.do(
+        return self._writer.do(
             lambda: list(journal.candidates(since_seq=since_seq, max_version=max_version))
         )
 
-    async def keep_rollback(self, state: Mapping[str, Any], groups: Collection[Group]) -> None:
+    def keep_rollback(
+        self, state: Mapping[str, Any], groups: Collection[Group]
+    ) -> Awaitable[object]:
         """The run goes on from `state`, with these groups buffered."""
         if self._journal is None:
-            return
-        await self._writer.do(
+            return _done()
+        return self._writer.do(
             partial(
                 self._journal.snapshot,
                 "rollback",
@@ -98,3 +107,7 @@ class Keeper:
                 groups=groups,
             )
         )
+
+
+async def _done(value: T = None) -> T:  # type: ignore[assignment]
+    return value

@@ -28,8 +28,8 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 Mode = Literal["sync", "split", "buffered", "multinode"]
 Dtype = Literal["float32", "bfloat16"]
 OnStale = Literal["wait", "requeue", "drop", "clip"]
-# When replay answers a call: once its outcome is on the disk (commit: a power failure loses nothing),
-# once the operating system has it (flush: a process may die), or at once (off: nothing is kept).
+# When replay answers a call: once its outcome is on the disk (commit: not even a power failure
+# loses it), once the operating system has it (flush: replay may die), or at once (off: no journal).
 Durability = Literal["commit", "flush", "off"]
 Select = Literal["fifo", "freshest", "priority", "random"]
 PriorityBy = Literal["reward_spread", "advantage", "age"]
