@@ -13,7 +13,7 @@
         .timeline-0001          the newest launch
 
 Every launch is a timeline of its own, so that a version which is trained again never takes the
-place of the commit it replaces. `commit_files` writes; this module reads. It imports no torch.
+place of the commit it replaces. This module reads, `commit_files` writes; neither imports torch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,10 +34,8 @@ from slipstream.records import ReplaySnapshot
 
 FORMAT = 3
 LATEST, MANIFEST, GROUPS = "latest", "commit.json", "replay.npz"
-ASIDE, DAMAGED = ".tmp-", "damaged-"
 SELF = "manifest_sha256"  # of the manifest without it
 _NAME = re.compile(r"step-(\d{8,})(?:-t(\d{4,}))?")
-_TIMELINE = re.compile(r"(?:\.timeline-|.*-t)(\d{4,})")
 
 
 class Damaged(SlipstreamError):
@@ -110,39 +107,6 @@ def find(root: Path, *, contents: bool = True) -> Found:
             damaged.append(str(error))
             paths.append(path)
     return Found(root=root, commit=commit, damaged=tuple(damaged), damaged_paths=tuple(paths))
-
-
-def set_aside(found: Found) -> None:
-    """Point at the commit that was taken, and put the damaged ones out of the way."""
-    from learner.commit_files import point_at, sync
-
-    commit = found.required()
-    if not found.damaged:
-        return
-    try:
-        point_at(found.root, commit.path.name)
-        for path in found.damaged_paths:
-            path.rename(path.with_name(DAMAGED + path.name))
-        sync(found.root)
-    except OSError as error:
-        raise SlipstreamError(_cannot_write(found.root, error)) from None
-
-
-def claim_timeline(root: Path) -> int:
-    """A number that no other launch of this run has or had; once per launch, before any commit."""
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        while True:
-            timeline = 1 + max(_timelines(root), default=0)
-            with suppress(FileExistsError):
-                (root / f".timeline-{timeline:04d}").touch(exist_ok=False)
-                break
-        for claim in root.glob(".timeline-*"):
-            if _timeline_of(claim.name) < timeline:
-                claim.unlink(missing_ok=True)
-    except OSError as error:
-        raise SlipstreamError(_cannot_write(root, error)) from None
-    return timeline
 
 
 def name_of(version: int, timeline: int) -> str:
@@ -255,19 +219,3 @@ def _age(path: Path) -> tuple[int, int]:
     match = _NAME.fullmatch(path.name)
     assert match is not None
     return int(match[2] or 0), int(match[1])
-
-
-def _timelines(root: Path) -> list[int]:
-    return [_timeline_of(path.name) for path in root.iterdir()]
-
-
-def _timeline_of(name: str) -> int:
-    match = _TIMELINE.fullmatch(name)
-    return int(match[1]) if match else 0
-
-
-def _cannot_write(root: Path, error: OSError) -> str:
-    return (
-        f"{root} cannot be written: {error.strerror}. No commit could be kept there; set "
-        "checkpoint.dir to a directory that can be written"
-    )

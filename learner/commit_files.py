@@ -1,4 +1,4 @@
-"""Writes commits: every rank its files and a part, then rank 0 the manifest.
+"""Changes what lies on disk: every rank writes its files and a part, rank 0 makes one commit.
 
     every rank   .tmp-step-.../its files      fsynced
                  .tmp-step-.../part-....json  their checksums, fsynced
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,11 +26,11 @@ from typing import Any
 import numpy as np
 
 from learner.checkpoint import (
-    ASIDE,
     FORMAT,
     LATEST,
     MANIFEST,
     SELF,
+    Found,
     digest_of,
     name_of,
     reason_of,
@@ -40,11 +41,49 @@ from slipstream.errors import SlipstreamError
 from slipstream.faults import fault_point
 
 Write = Callable[[Path], None]  # makes one file, or one directory of files, at a path
+ASIDE, DAMAGED, CLAIM = ".tmp-", "damaged-", ".timeline-"
 POLL_EVERY_S = 0.05
+_TIMELINE = re.compile(r"(?:\.timeline-|.*-t)(\d{4,})")
 
 
 class WriteFailed(SlipstreamError):
     """An operation of a commit failed; says which file, and why."""
+
+
+def claim_timeline(root: Path) -> int:
+    """A number that no other launch of this run has or had; once per launch, before any commit.
+
+    Raises SlipstreamError where `root` cannot be written.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        while True:
+            timeline = 1 + max((_timeline_of(path) for path in root.iterdir()), default=0)
+            with suppress(FileExistsError):
+                (root / f"{CLAIM}{timeline:04d}").touch(exist_ok=False)
+                break
+        for path in root.glob(f"{CLAIM}*"):
+            if _timeline_of(path) < timeline:
+                path.unlink(missing_ok=True)
+        sync(root)
+    except OSError as error:
+        raise SlipstreamError(_cannot_write(root, error)) from None
+    return timeline
+
+
+def set_aside(found: Found) -> None:
+    """Point at the commit that was taken, and put the damaged ones out of the way."""
+    commit = found.required()
+    if not found.damaged:
+        return
+    try:
+        point_at(found.root, commit.path.name)
+        for path in found.damaged_paths:
+            fault_point("resume.set_aside")
+            path.rename(path.with_name(DAMAGED + path.name))
+        sync(found.root)
+    except OSError as error:
+        raise SlipstreamError(_cannot_write(found.root, error)) from None
 
 
 def aside(root: Path, version: int, timeline: int) -> Path:
@@ -57,7 +96,8 @@ def clean(root: Path, keep: Path) -> None:
     for path in root.glob(f"{ASIDE}*"):
         if path != keep:
             with _operation("clean", path):
-                shutil.rmtree(path)
+                # A rank that is late with a failed commit may still write there.
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def write_part(directory: Path, rank: int, files: Mapping[str, Write]) -> None:
@@ -141,7 +181,7 @@ def point_at(root: Path, name: str) -> None:
 
 def save_groups(groups: Mapping[int, bytes], path: Path) -> None:
     arrays = {str(ordinal): np.frombuffer(data, np.uint8) for ordinal, data in groups.items()}
-    np.savez(path, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+    np.savez(path, allow_pickle=False, **arrays)
 
 
 def sync(path: Path) -> None:
@@ -198,6 +238,18 @@ def _part(rank: int) -> str:
 
 def _failure(rank: int) -> str:
     return f"failed-{rank:05d}"
+
+
+def _timeline_of(path: Path) -> int:
+    match = _TIMELINE.fullmatch(path.name)
+    return int(match[1]) if match else 0
+
+
+def _cannot_write(root: Path, error: OSError) -> str:
+    return (
+        f"{root} cannot be written: {error.strerror}. No commit could be kept there; set "
+        "checkpoint.dir to a directory that can be written"
+    )
 
 
 @contextmanager

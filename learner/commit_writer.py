@@ -121,8 +121,10 @@ class CommitWriter:
             seconds=time.perf_counter() - start_s,
             pause_s=pause_s,
         )
-        self._on_committed(version)
-        self._prune(version)
+        try:
+            self._on_committed(version)
+        finally:
+            self._prune(version)
 
     def _publish(self, version: int, replay: ReplaySnapshot | None) -> Path:
         return commit_files.publish(
@@ -160,4 +162,4 @@ class CommitWriter:
 
 
 def _words(error: Exception) -> str:
-    return str(error) if isinstance(error, SlipstreamError) else reason_of(error)
+    return str(error) if isinstance(error, SlipstreamError | OSError) else reason_of(error)

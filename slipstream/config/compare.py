@@ -69,9 +69,7 @@ def breaking_differences(committed: Mapping[str, Any], now: JobConfig) -> list[D
     return sorted(differences, key=lambda difference: difference[0])
 
 
-def _as_job(
-    committed: Mapping[str, Any], now: JobConfig
-) -> tuple[JobConfig, dict[KeyPath, Any]]:
+def _as_job(committed: Mapping[str, Any], now: JobConfig) -> tuple[JobConfig, dict[KeyPath, Any]]:
     """`committed` as a job of today. Where it says what today's job files cannot, `now` speaks;
     and the values for which it does."""
     raw, today = copy.deepcopy(dict(committed)), now.model_dump(mode="json")
