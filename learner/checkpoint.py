@@ -115,10 +115,9 @@ def name_of(version: int, timeline: int) -> str:
 
 def steps(root: Path) -> list[Path]:
     """The directories of whole commits, newest first: by timeline, then version."""
-    try:
-        paths = [path for path in root.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
-    except OSError:
+    if not root.is_dir():
         return []
+    paths = [path for path in root.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
     return sorted(paths, key=_age, reverse=True)
 
 
@@ -163,14 +162,14 @@ def reason_of(error: BaseException) -> str:
 
 
 def _candidates(root: Path, damaged: list[str]) -> Iterator[Path]:
-    named = None
+    named, whole = None, []
     try:
+        whole = steps(root)
         named = (root / LATEST).read_text(encoding="utf-8").strip()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         pass
     except (OSError, ValueError) as error:
-        damaged.append(f"{root / LATEST} cannot be read: {error}")
-    whole = steps(root)
+        damaged.append(f"{root} or its {LATEST} cannot be read: {error}")
     if named is not None:
         if root / named in whole:
             yield root / named
