@@ -85,9 +85,11 @@ class LearnerRank:
         workers: Sequence[Any],
         run_dir: Path,
         *,
-        resume: bool,
+        timeline: int,
+        commit: Path | None,
     ) -> int:
-        """Load the model, meet the other ranks; returns the version it starts from.
+        """Load the model, meet the other ranks; returns the version it starts from, that of
+        `commit` where the run goes on from one.
 
         The ranks meet at `address`; with `nccl` rank 0 meets the workers at `weights_address`.
         """
@@ -120,7 +122,8 @@ class LearnerRank:
             call_workers=call_workers,
             rendezvous=weights_address,
             checkpoints=run_dir / "checkpoints",
-            resume=resume,
+            timeline=timeline,
+            commit=commit,
             events=self._events,
         )
         return int(self._loop.version)

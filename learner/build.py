@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,22 +11,19 @@ import torch
 import torch.distributed as dist
 
 from learner import checkpoint
+from learner.commit_writer import CommitWriter
+from learner.contents import LEARNER, MIB, Contents
 from learner.engine import LearnerEngine
-from learner.loop import LearnerLoop, WriteCommit
+from learner.loop import LearnerLoop
 from learner.nccl import CallWorkers, NcclPublisher
 from learner.policy import Policy, load_critic, load_policy
 from learner.step import LearnerStep
-from learner.weights import ObjectStorePublisher, Prober, full_parameters
+from learner.weights import ObjectStorePublisher, Prober
 from slipstream.config.job import JobConfig
 from slipstream.errors import SlipstreamError
 from slipstream.protocols import ReplayForLearners, WeightPublisher
 from slipstream.records import WeightUpdate
 from slipstream.telemetry import EventLog
-from slipstream.text import load_tokenizer
-
-MIB = 2**20
-# In a commit, beside the policy's files.
-CRITIC, REFERENCE = "critic", "reference.pt"
 
 
 def build_loop(
@@ -38,26 +35,25 @@ def build_loop(
     call_workers: CallWorkers,
     rendezvous: tuple[str, int],
     checkpoints: Path,
-    resume: bool,
+    timeline: int,
+    commit: Path | None,
     events: EventLog,
 ) -> LearnerLoop:
-    """This rank's loop; RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set."""
+    """This rank's loop; RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set.
+
+    `commit`: the directory of the verified commit to go on from, the same on every rank.
+    """
     torch.manual_seed(job.seed)
     device = _join(job)
     policy = load_policy(job.model, has_value_head=job.algorithm.has_value_head)
     engine = LearnerEngine(policy, job, device)
     critic, reference = _critic(job, _vocabulary(engine), device), _reference(job, device)
     step = LearnerStep(job, engine, reference, critic)
+    contents = Contents(job=job, engine=engine, critic=critic, reference=reference, step=step)
     version = 0
-    if resume:
-        commit = checkpoint.newest(checkpoints)
-        step.state.resume(job.algorithm, engine.load(commit.learner_dir))
-        if critic is not None:
-            critic.load(commit.learner_dir / CRITIC)
-        if reference is not None and job.algorithm.reference_moves:
-            saved = torch.load(commit.learner_dir / REFERENCE, map_location="cpu")
-            reference.load_state_dict(saved)
-        version = commit.version
+    if commit is not None:
+        version = checkpoint.read_manifest(commit)["version"]
+        contents.restore(commit / LEARNER)
     return LearnerLoop(
         job,
         rank=engine.rank,
@@ -67,7 +63,7 @@ def build_loop(
         publisher=_publisher(job, engine, put, announce, call_workers, rendezvous),
         prober=_prober(job, engine),
         barrier=engine.barrier,
-        write_commit=_commit_writer(job, step, engine, critic, reference, checkpoints),
+        commits=_commits(job, contents, checkpoints, timeline, events),
         events=events,
     )
 
@@ -142,46 +138,21 @@ def _publisher(
             )
 
 
-def _commit_writer(
-    job: JobConfig,
-    step: LearnerStep,
-    engine: LearnerEngine,
-    critic: LearnerEngine | None,
-    reference: Policy | None,
-    root: Path,
-) -> WriteCommit:
-    def write(version: int, replay: Mapping[str, Any]) -> Path:
-        """Every rank calls it: gathering and DeepSpeed's own files are collective."""
-        directory = checkpoint.aside(root, version)
-        if engine.rank == 0:
-            checkpoint.begin(root, version)
-        engine.barrier()
-        engine.save(directory / "learner", step.state.snapshot(job.algorithm))
-        if critic is not None:
-            critic.save(directory / "learner" / CRITIC, {})
-        if engine.rank == 0 and reference is not None and job.algorithm.reference_moves:
-            torch.save(reference.state_dict(), directory / "learner" / REFERENCE)
-        weights: dict[str, torch.Tensor] = {}
-        for bucket in full_parameters(engine, job.weights.bucket_mib * MIB):
-            weights.update(bucket)
-        if engine.rank == 0:
-            _save_model(job, engine, weights, directory / "model")
-            final = checkpoint.finish(
-                root,
-                version,
-                replay,
-                layout=job.layout,
-                keep_last=job.checkpoint.keep_last,
-            )
-        engine.barrier()
-        return final if engine.rank == 0 else root
+def _commits(
+    job: JobConfig, contents: Contents, root: Path, timeline: int, events: EventLog
+) -> CommitWriter:
+    engine = contents.engine
 
-    return write
+    def rank_0_says(answer: bool) -> bool:
+        said = torch.tensor(float(answer and engine.rank == 0), device=engine.device)
+        return bool(engine.all_sum(said))
 
-
-def _save_model(
-    job: JobConfig, engine: LearnerEngine, weights: dict[str, torch.Tensor], target: Path
-) -> None:
-    """Hugging Face format: safetensors, config and tokenizer."""
-    engine.model.hf.save_pretrained(target, state_dict=weights)
-    load_tokenizer(job.model).save_pretrained(target)
+    return CommitWriter(
+        job,
+        root,
+        timeline=timeline,
+        rank=engine.rank,
+        copy=contents.copy,
+        rank_0_says=rank_0_says,
+        events=events,
+    )

@@ -1,32 +1,49 @@
-"""Commits: one directory that restores a run, visible only when it is whole.
+"""Commits on disk: their names, how the newest good one is found, and what one holds.
 
     checkpoints/
-        step-00000050/
-            model/          Hugging Face format, for transformers and vLLM
-            learner/        DeepSpeed state of every rank
-            commit.json     version, format, layout, replay snapshot, SHA-256 of every file
-        latest              the name of the newest commit
+        step-00000050-t0001/    of version 50, made in timeline 1
+            model/              Hugging Face format, for transformers and vLLM
+            learner/            DeepSpeed state, random states of every rank
+            replay.npz          replay's buffered groups, where there are any
+            part-00000.json     what rank 0 wrote
+            commit.json         version, timeline, format, job, replay, SHA-256 of every file
+        latest                  the name of the newest commit
+        damaged-step-...        found damaged; kept for people, never read again
+        .tmp-...                being written or removed
+        .timeline-0001          the newest launch
 
-Written aside as `.tmp-step-...`, fsynced, renamed, and only then pointed at. Older commits go
-last.
+Every launch is a timeline of its own, so that a version which is trained again never takes the
+place of the commit it replaces. This module reads, `commit_files` writes; neither imports torch.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
 
 from slipstream.errors import SlipstreamError
+from slipstream.records import ReplaySnapshot
 
-FORMAT = 2
-LATEST = "latest"
-MANIFEST = "commit.json"
+FORMAT = 3
+LATEST, MANIFEST, GROUPS = "latest", "commit.json", "replay.npz"
+SELF = "manifest_sha256"  # of the manifest without it
+_NAME = re.compile(r"step-(\d{8,})(?:-t(\d{4,}))?")
+
+
+class Damaged(SlipstreamError):
+    """A commit that does not verify."""
+
+
+class OtherFormat(SlipstreamError):
+    """A commit of an older or a newer Slipstream."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,107 +52,169 @@ class Commit:
 
     path: Path
     version: int
-    replay: Mapping[str, Any]  # snapshot of the ledger at the same step boundary
+    timeline: int
+    job: Mapping[str, Any]  # as resolved, as JSON
+    replay: ReplaySnapshot
 
     @property
     def learner_dir(self) -> Path:
         return self.path / "learner"
 
 
-def begin(root: Path, version: int) -> None:
-    """Make an empty directory to write `version` into; every rank writes to the same one."""
-    directory = aside(root, version)
-    shutil.rmtree(directory, ignore_errors=True)
-    (directory / "learner").mkdir(parents=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What a run's directory holds to go on from."""
+
+    root: Path
+    commit: Commit | None
+    damaged: tuple[str, ...]  # what was passed over, and why
+    damaged_paths: tuple[Path, ...] = ()
+
+    def required(self) -> Commit:
+        """The commit. Raises SlipstreamError where there is none to go on from."""
+        if self.commit is not None:
+            return self.commit
+        if not self.damaged:
+            raise SlipstreamError(
+                f"{self.root} holds no commit to resume from; launch with --overwrite to start anew"
+            )
+        raise SlipstreamError(
+            f"{self.root} holds no commit that can be resumed from: {'; '.join(self.damaged)}. "
+            "Nothing was changed. Bring the files back, or launch under another name, or with "
+            "--overwrite to start anew"
+        )
 
 
-def finish(
-    root: Path,
-    version: int,
-    replay: Mapping[str, Any],
-    *,
-    layout: Mapping[str, Any],
-    keep_last: int,
-) -> Path:
-    """Checksum, rename and point at what was written; then remove older commits and leftovers.
+def find(root: Path, *, contents: bool = True) -> Found:
+    """The commit that `latest` names, or else the newest that verifies.
 
-    `layout`: the settings of the learner that its files depend on.
+    Without `contents` the learner's files are compared by their sizes only.
     """
-    directory, final = aside(root, version), root / f"step-{version:08d}"
-    files = sorted(path for path in directory.rglob("*") if path.is_file())
-    manifest = {
-        "format": FORMAT,
-        "version": version,
-        "layout": layout,
-        "replay": replay,
-        "sha256": {str(path.relative_to(directory)): _sha256(path) for path in files},
-    }
-    (directory / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-    for path in [
-        *files,
-        directory / MANIFEST,
-        *(p for p in directory.rglob("*") if p.is_dir()),
-        directory,
-    ]:
-        _fsync(path)
-    if final.exists():
-        shutil.rmtree(final)
-    directory.rename(final)
-    _point_at(root, final.name)
-    # Newer ones can be there too, of a future that was left for an older commit.
-    older = sorted(path for path in root.glob("step-*") if path.name < final.name)
-    for path in [*older[: len(older) - keep_last + 1], *root.glob(".tmp-step-*")]:
-        shutil.rmtree(path)
-    return final
+    damaged: list[str] = []
+    paths: list[Path] = []
+    commit = None
+    for path in _candidates(root, damaged):
+        try:
+            manifest = read_manifest(path)
+            _verify(path, manifest, contents=contents)
+            commit = _commit(path, manifest)
+            break
+        except OtherFormat as error:
+            damaged.append(str(error))
+            if error.args[1] > FORMAT:
+                break  # going on from an older one would leave what a newer Slipstream trained
+        except Damaged as error:
+            damaged.append(str(error))
+            paths.append(path)
+    return Found(root=root, commit=commit, damaged=tuple(damaged), damaged_paths=tuple(paths))
 
 
-def newest(root: Path) -> Commit:
-    """The commit that `latest` names, verified.
+def name_of(version: int, timeline: int) -> str:
+    return f"step-{version:08d}-t{timeline:04d}"
 
-    Raises SlipstreamError where there is none, or where it is damaged.
-    """
-    path = manifest_of(root).parent
+
+def steps(root: Path) -> list[Path]:
+    """The directories of whole commits, newest first: by timeline, then version."""
+    if not root.is_dir():
+        return []
+    paths = [path for path in root.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(paths, key=_age, reverse=True)
+
+
+def read_manifest(path: Path) -> Mapping[str, Any]:
+    """What a commit says of itself. Raises Damaged or OtherFormat."""
+    file = path / MANIFEST
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
-        raise SlipstreamError(f"{path / MANIFEST} cannot be read: {error}") from None
-    if manifest["format"] != FORMAT:
-        raise SlipstreamError(f"{path} has format {manifest['format']}; this is {FORMAT}")
-    for name, expected in manifest["sha256"].items():
-        if not (path / name).is_file() or _sha256(path / name) != expected:
-            raise SlipstreamError(f"{path / name} is damaged: its checksum differs")
-    return Commit(path=path, version=manifest["version"], replay=manifest["replay"])
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        found = manifest["format"]
+    except OSError as error:
+        raise Damaged(f"{file} cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise Damaged(f"{file} is damaged: it is no manifest of a commit") from None
+    if found != FORMAT:
+        age = "a newer" if isinstance(found, int) and found > FORMAT else "an older"
+        raise OtherFormat(
+            f"{path} was written by {age} Slipstream: format {found}, this is {FORMAT}",
+            found if isinstance(found, int) else 0,
+        )
+    if manifest.pop(SELF, None) != digest_of(manifest):
+        raise Damaged(f"{file} is damaged: its checksum differs")
+    return manifest  # type: ignore[no-any-return]
 
 
-def manifest_of(root: Path) -> Path:
-    """Where the newest commit's manifest lies. Raises SlipstreamError where there is none."""
-    pointer = root / LATEST
-    if not pointer.is_file():
-        raise SlipstreamError(f"{root} holds no commit to resume from")
-    return root / pointer.read_text().strip() / MANIFEST
+def digest_of(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def aside(root: Path, version: int) -> Path:
-    """Where a commit is written before it is whole."""
-    return root / f".tmp-step-{version:08d}"
-
-
-def _point_at(root: Path, name: str) -> None:
-    pointer = root / f".{LATEST}"
-    pointer.write_text(name + "\n")
-    _fsync(pointer)
-    pointer.replace(root / LATEST)
-    _fsync(root)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def reason_of(error: BaseException) -> str:
+    """What the operating system said; libraries hide it behind errors of their own."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return str(error) or type(error).__name__
+
+
+def _candidates(root: Path, damaged: list[str]) -> Iterator[Path]:
+    named, whole = None, []
+    try:
+        whole = steps(root)
+        named = (root / LATEST).read_text(encoding="utf-8").strip()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:
+        damaged.append(f"{root} or its {LATEST} cannot be read: {error}")
+    if named is not None:
+        if root / named in whole:
+            yield root / named
+        else:
+            damaged.append(f"{root / LATEST} names {named!r}, which is not there")
+    yield from (path for path in whole if path.name != named)
+
+
+def _verify(path: Path, manifest: Mapping[str, Any], *, contents: bool) -> None:
+    for name, expected in manifest["sha256"].items():
+        file, num_bytes = path / name, manifest["bytes"][name]
+        try:
+            found = file.stat().st_size
+            if found != num_bytes:
+                raise Damaged(f"{file} is damaged: {found} of {num_bytes} bytes")
+            if contents and sha256_of(file) != expected:
+                raise Damaged(f"{file} is damaged: its checksum differs")
+        except FileNotFoundError:
+            raise Damaged(f"{file} is missing") from None
+        except OSError as error:
+            raise Damaged(f"{file} cannot be read: {error.strerror}") from None
+
+
+def _commit(path: Path, manifest: Mapping[str, Any]) -> Commit:
+    return Commit(
+        path=path,
+        version=manifest["version"],
+        timeline=manifest["timeline"],
+        job=manifest["job"],
+        replay=ReplaySnapshot(
+            state=manifest["replay"],
+            groups=_groups(path / GROUPS) if GROUPS in manifest["sha256"] else {},
+        ),
+    )
+
+
+def _groups(file: Path) -> dict[int, bytes]:
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return {int(ordinal): arrays[ordinal].tobytes() for ordinal in arrays}
+    except (OSError, ValueError, BadZipFile) as error:
+        raise Damaged(f"{file} is damaged: {error}") from None
+
+
+def _age(path: Path) -> tuple[int, int]:
+    match = _NAME.fullmatch(path.name)
+    assert match is not None
+    return int(match[2] or 0), int(match[1])

@@ -7,6 +7,7 @@ the last one (`set_gradient_accumulation_boundary`), never divided by their numb
 
 from __future__ import annotations
 
+import copy
 import importlib
 import math
 from collections.abc import Iterator, Mapping
@@ -69,6 +70,9 @@ class LearnerEngine:
             config=_deepspeed_config(job),
             dist_init_required=False,
         )
+        self._reading_engine = self._engine.checkpoint_engine
+        # It copies scripts into the directory of a checkpoint, which is not there yet.
+        self._engine._copy_recovery_script = lambda _directory: None
 
     @property
     def model(self) -> Any:
@@ -167,23 +171,67 @@ class LearnerEngine:
             with self.gathered([mine]):
                 theirs.lerp_(mine.to(theirs), share)
 
-    def save(self, directory: Path, beside: Mapping[str, Any]) -> None:
-        """Write model and optimizer state, and what `beside` holds; every rank calls it."""
+    def copy_state(self, directory: str, beside: Mapping[str, Any]) -> dict[str, Any]:
+        """Copies of this rank's model and optimizer state on the CPU, by the file to put each in,
+        for `load`; every rank calls it. `beside`: what else to keep."""
+        taken = _TakingEngine()
+        self._engine.checkpoint_engine = taken
         self._engine.save_checkpoint(
-            str(directory),
+            directory,
             tag=_TAG,
             client_state={_BESIDE: dict(beside)},
+            save_latest=False,  # a file, which the tag spares
             exclude_frozen_parameters=True,
         )
+        self._engine.checkpoint_engine = self._reading_engine
+        return taken.states
 
     def load(self, directory: Path) -> dict[str, Any]:
-        """Restore what `save` wrote, with the same number of ranks and ZeRO stage; what lay beside
-        it."""
+        """Restore what `copy_state` gave, with the same number of ranks and ZeRO stage; returns
+        what lay beside it."""
         _, client_state = self._engine.load_checkpoint(str(directory), tag=_TAG)
         return dict(client_state[_BESIDE])
 
     def close(self) -> None:
         self._engine.destroy()
+
+
+class _TakingEngine:
+    """In the place of DeepSpeed's `CheckpointEngine`: keeps what would be written."""
+
+    def __init__(self) -> None:
+        self.states: dict[str, Any] = {}
+
+    def save(self, state_dict: Any, path: str) -> None:
+        self.states[path] = copied(state_dict, {})
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None: ...
+
+    def create(self, info: Any) -> None: ...
+
+    def commit(self, info: Any) -> bool:
+        return True
+
+    def is_decoupled(self) -> bool:
+        return False
+
+
+def copied(state: Any, known: dict[Any, Tensor]) -> Any:
+    """`state` with its tensors copied to the CPU, each without the rest of a buffer that it is a
+    part of, and the same one only once. `known`: the tensors copied so far."""
+    if isinstance(state, Tensor):
+        place = (state.device, state.untyped_storage().data_ptr(), state.storage_offset())
+        key = (*place, state.shape, state.stride(), state.dtype)
+        if state.numel() == 0 or key not in known:
+            known[key] = state.detach().to("cpu", copy=True)
+        return known[key]
+    if isinstance(state, dict):
+        same = copy.copy(state)  # of its kind, and with what hangs on it
+        same.update({name: copied(value, known) for name, value in state.items()})
+        return same
+    if type(state) in (list, tuple):
+        return type(state)(copied(value, known) for value in state)
+    return copy.deepcopy(state)
 
 
 def learning_rate_at(step: int, config: LearnerConfig) -> float:

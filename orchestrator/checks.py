@@ -10,9 +10,10 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from learner.checkpoint import FORMAT, manifest_of
+from learner.checkpoint import find
 from orchestrator.plan import Plan
 from rollout_worker.rewards import build_reward
+from slipstream.config.compare import breaking_differences
 from slipstream.config.job import (
     DataConfig,
     JobConfig,
@@ -121,25 +122,16 @@ def _run_dir(job: JobConfig, *, resume: bool, overwrite: bool) -> Iterator[tuple
 
 
 def _commit(job: JobConfig, run_dir: Path) -> Iterator[tuple[str, str]]:
-    """The newest commit can be loaded by ranks as the job has them. Files are verified later."""
+    """The run may go on from its newest commit under this job. The learner's files, many GB, are
+    read when the job starts; a truncated one is found here too."""
     try:
-        manifest = manifest_of(run_dir / "checkpoints")
+        commit = find(run_dir / "checkpoints", contents=False).required()
     except SlipstreamError as error:
-        yield "name", f"{error}; launch without --resume"
+        yield "name", str(error)
         return
-    try:
-        committed = json.loads(manifest.read_text())
-        found, layout = committed["format"], committed["layout"]
-    except (OSError, ValueError, KeyError) as error:
-        yield "name", f"{manifest} cannot be read: {error!r}"
-        return
-    if found != FORMAT:
-        yield "name", f"{manifest} has format {found}, this is {FORMAT}; launch without --resume"
-        return
-    for key, mine in job.layout.items():
-        if mine != layout.get(key):
-            yield (
-                key,
-                f"is {mine}, but the commit was made with {layout.get(key)}, and its files depend "
-                "on that; set it back",
-            )
+    for key, committed, mine in breaking_differences(commit.job, job):
+        yield (
+            key,
+            f"is {mine}, but the commit was made with {committed} ({commit.path}), and the run "
+            "would be another one; set it back, or launch under another name",
+        )

@@ -124,6 +124,8 @@ class _Run:
         for event in self._fleet.drain():
             self._run_dir.write(event)
             self._state.fold(event)
+            if event["kind"] in ("commit_failed", "prune_failed"):
+                self._progress.note(event["message"])
         self._state.replay = self._fleet.replay_stats()
         self._run_dir.flush()
 

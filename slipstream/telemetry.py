@@ -15,7 +15,9 @@ Events (kind: fields beside role, index and time_s):
     learner `step`     version (the one made), loss, reward, lags {lag: groups}, num_groups,
                        num_rollouts, num_answer_tokens, tokens_sha256,
                        seconds {wait, train, publish, commit}, metrics {name: value}
-            `commit`   version, path, seconds
+            `commit`   version, path, seconds (of writing), pause_s (of training)
+            `commit_failed`, `prune_failed`
+                       version, message
 """
 
 from __future__ import annotations

@@ -213,7 +213,8 @@ class WeightsConfig(Section):
 
 class CheckpointConfig(Section):
     dir: Path = Path("runs")  # a run's files lie in <dir>/<name>
-    every_steps: NonNegativeInt = 50  # 0: only at the end
+    every_steps: NonNegativeInt = 50  # 0: not by steps; there is always one at the end
+    every_minutes: NonNegativeFloat = 0.0  # 0: not by time
     keep_last: PositiveInt = 2
 
 

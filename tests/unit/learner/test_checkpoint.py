@@ -1,80 +1,245 @@
-"""Commits on disk: whole or not there, verified when read."""
+"""Commits on disk: whole or not there, verified when read, never lost."""
 
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
-from learner import checkpoint
+from learner import checkpoint, commit_files
+from learner.checkpoint import LATEST, MANIFEST, Commit, find
+from learner.commit_files import claim_timeline, set_aside
 from slipstream.errors import SlipstreamError
 
+GROUPS = {7: b"seven", 9: bytes(range(256))}
 
-def commit(root: Path, version: int, keep_last: int = 2) -> Path:
-    checkpoint.begin(root, version)
-    directory = checkpoint.aside(root, version)
-    (directory / "learner" / "state").write_text(f"state {version}")
-    (directory / "model").mkdir()
-    (directory / "model" / "weights").write_bytes(bytes([version]) * 1000)
-    return checkpoint.finish(
-        root, version, {"version": version}, layout={"zero_stage": 0}, keep_last=keep_last
+
+def commit(root: Path, version: int, timeline: int = 1, keep_last: int = 2) -> Path:
+    root.mkdir(exist_ok=True)
+    directory = commit_files.aside(root, version, timeline)
+    commit_files.clean(root, keep=directory)
+
+    def model(path: Path) -> None:
+        path.mkdir()
+        (path / "weights").write_bytes(bytes([version]) * 1000)
+
+    files = {
+        "learner/state": lambda path: path.write_text(f"state {version}"),
+        "model": model,
+        "replay.npz": lambda path: commit_files.save_groups(GROUPS, path),
+    }
+    commit_files.write_part(directory, 0, files)
+    contents = {"layout": {}, "job": {"seed": 0}, "job_hash": "", "replay": {"version": version}}
+    path = commit_files.publish(
+        root, version, timeline, num_ranks=1, timeout_s=1, contents=contents
     )
+    commit_files.prune(root, keep_last)
+    return path
+
+
+def taken(root: Path) -> Commit:
+    return find(root).required()
+
+
+def names(root: Path) -> list[str]:
+    return sorted(path.name for path in root.iterdir() if path.is_dir())
 
 
 def test_the_newest_commit_is_found_and_older_ones_go(tmp_path: Path) -> None:
     for version in (5, 10, 15):
         commit(tmp_path, version)
-    found = checkpoint.newest(tmp_path)
-    assert (found.version, found.replay) == (15, {"version": 15})
+    found = taken(tmp_path)
+    assert (found.version, found.timeline, found.job) == (15, 1, {"seed": 0})
+    assert found.replay.state == {"version": 15}
+    assert found.replay.groups == GROUPS
     assert (found.learner_dir / "state").read_text() == "state 15"
-    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [
-        "step-00000010",
-        "step-00000015",
-    ]
+    assert names(tmp_path) == ["step-00000010-t0001", "step-00000015-t0001"]
 
 
-def test_what_is_being_written_is_not_seen(tmp_path: Path) -> None:
+def test_what_is_being_written_is_not_seen_and_is_cleaned_by_the_next(tmp_path: Path) -> None:
     commit(tmp_path, 5)
-    checkpoint.begin(tmp_path, 10)
-    assert checkpoint.newest(tmp_path).version == 5
+    commit_files.write_part(commit_files.aside(tmp_path, 10, 1), 0, {})
+    assert taken(tmp_path).version == 5
+    commit(tmp_path, 6, timeline=2)
+    assert names(tmp_path) == ["step-00000005-t0001", "step-00000006-t0002"]
 
 
-def test_the_same_version_can_be_committed_again(tmp_path: Path) -> None:
-    commit(tmp_path, 5)
-    commit(tmp_path, 5)
-    assert checkpoint.newest(tmp_path).version == 5
+def test_a_version_trained_again_stands_beside_the_old_one(tmp_path: Path) -> None:
+    old, new = commit(tmp_path, 5), commit(tmp_path, 5, timeline=2)
+    assert old.is_dir()
+    assert taken(tmp_path).path == new
 
 
-def test_a_commit_never_removes_itself_nor_a_future_that_was_left(tmp_path: Path) -> None:
+def test_a_future_that_was_left_is_older_than_what_is_trained_now(tmp_path: Path) -> None:
     for version in (5, 10):
         commit(tmp_path, version)
-    checkpoint.begin(tmp_path, 15)  # interrupted
-    (tmp_path / checkpoint.LATEST).write_text("step-00000005\n")  # by hand: back to 5
-    commit(tmp_path, 6, keep_last=1)
-    assert checkpoint.newest(tmp_path).version == 6
-    names = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
-    assert names == ["step-00000006", "step-00000010"]
+    (tmp_path / LATEST).write_text("step-00000005-t0001\n")  # by hand: back to 5
+    assert taken(tmp_path).version == 5
+    commit(tmp_path, 6, timeline=2, keep_last=1)
+    assert names(tmp_path) == ["step-00000006-t0002"]
 
 
-def test_nothing_to_resume_from(tmp_path: Path) -> None:
-    with pytest.raises(SlipstreamError, match="holds no commit"):
-        checkpoint.newest(tmp_path)
+def test_every_launch_has_a_timeline_of_its_own(tmp_path: Path) -> None:
+    assert [claim_timeline(tmp_path / "new"), claim_timeline(tmp_path / "new")] == [1, 2]
+    commit(tmp_path, 5, timeline=7)
+    (tmp_path / "damaged-step-00000050-t0008").mkdir()
+    assert claim_timeline(tmp_path) == 9
+    assert [path.name for path in tmp_path.glob(".timeline-*")] == [".timeline-0009"]
 
 
-@pytest.mark.parametrize("damage", ["changed", "missing", "manifest", "format"])
-def test_damage_is_named(tmp_path: Path, damage: str) -> None:
-    path = commit(tmp_path, 5)
-    weights, manifest = path / "model" / "weights", path / checkpoint.MANIFEST
-    match damage:
-        case "changed":
-            weights.write_bytes(b"\x05" * 999 + b"\x06")
-        case "missing":
-            weights.unlink()
-        case "manifest":
-            manifest.write_text(manifest.read_text()[:-40])
-        case "format":
-            manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 99}))
-    named = {"changed": "model/weights is damaged", "missing": "model/weights is damaged"}
-    with pytest.raises(SlipstreamError, match=named.get(damage, "commit.json cannot|format 99")):
-        checkpoint.newest(tmp_path)
+def flipped(path: Path) -> None:
+    (path / "model" / "weights").write_bytes(b"\x0a" * 999 + b"\x0b")
+
+
+def truncated(path: Path) -> None:
+    (path / "model" / "weights").write_bytes(b"\x0a" * 999)
+
+
+def missing(path: Path) -> None:
+    (path / "learner" / "state").unlink()
+
+
+def cut_manifest(path: Path) -> None:
+    manifest = path / MANIFEST
+    manifest.write_text(manifest.read_text()[:-40])
+
+
+def changed_manifest(path: Path) -> None:
+    manifest = path / MANIFEST
+    manifest.write_text(manifest.read_text().replace('"version": 10', '"version": 11'))
+
+
+def no_manifest(path: Path) -> None:
+    (path / MANIFEST).unlink()
+
+
+def spoilt_groups(path: Path) -> None:
+    data = bytearray((path / "replay.npz").read_bytes())
+    data[60] ^= 1
+    (path / "replay.npz").write_bytes(data)
+
+
+DAMAGES: list[tuple[Callable[[Path], None], str]] = [
+    (flipped, "model/weights is damaged: its checksum differs"),
+    (truncated, "model/weights is damaged: 999 of 1000 bytes"),
+    (missing, "learner/state is missing"),
+    (cut_manifest, "commit.json is damaged: it is no manifest"),
+    (changed_manifest, "commit.json is damaged: its checksum differs"),
+    (no_manifest, "commit.json cannot be read: No such file"),
+    (spoilt_groups, "replay.npz is damaged"),
+]
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGES)
+def test_a_damaged_commit_is_named_and_the_one_before_is_taken(
+    tmp_path: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    commit(tmp_path, 5)
+    newest = commit(tmp_path, 10)
+    damage(newest)
+    found = find(tmp_path)
+    assert found.required().version == 5
+    assert len(found.damaged) == 1
+    assert str(newest) in found.damaged[0]
+    assert message in found.damaged[0]
+    set_aside(found)
+    assert names(tmp_path) == [f"damaged-{newest.name}", "step-00000005-t0001"]
+    assert find(tmp_path).damaged == ()
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGES)
+def test_with_none_left_it_says_what_there_is_and_changes_nothing(
+    tmp_path: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    damage(commit(tmp_path, 10))
+    before = names(tmp_path)
+    with pytest.raises(SlipstreamError, match=message) as error:
+        taken(tmp_path)
+    assert "--overwrite" in str(error.value)
+    assert names(tmp_path) == before
+
+
+def test_sizes_alone_tell_of_a_truncated_file(tmp_path: Path) -> None:
+    path = commit(tmp_path, 10)
+    flipped(path)
+    assert find(tmp_path, contents=False).commit is not None
+    truncated(path)
+    assert find(tmp_path, contents=False).commit is None
+
+
+@pytest.mark.parametrize(
+    ("found_format", "message"),
+    [
+        (4, "was written by a newer Slipstream: format 4, this is 3"),
+        (2, "was written by an older Slipstream: format 2, this is 3"),
+    ],
+)
+def test_another_format_is_said(tmp_path: Path, found_format: int, message: str) -> None:
+    manifest = commit(tmp_path, 10) / MANIFEST
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": found_format}))
+    with pytest.raises(SlipstreamError, match=message):
+        taken(tmp_path)
+
+
+def test_what_a_newer_slipstream_trained_is_never_left_for_an_older_commit(tmp_path: Path) -> None:
+    commit(tmp_path, 5)
+    manifest = commit(tmp_path, 10) / MANIFEST
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 4}))
+    assert find(tmp_path).commit is None
+
+
+def test_latest_that_names_nothing_or_is_not_there(tmp_path: Path) -> None:
+    commit(tmp_path, 5)
+    (tmp_path / LATEST).write_text("step-00000099-t0001\n")
+    found = find(tmp_path)
+    assert found.required().version == 5
+    assert "names 'step-00000099-t0001', which is not there" in found.damaged[0]
+    set_aside(found)
+    assert find(tmp_path).damaged == ()
+    (tmp_path / LATEST).unlink()
+    assert taken(tmp_path).version == 5
+
+
+@pytest.mark.parametrize("root", ["none", "file"])
+def test_nothing_to_resume_from(tmp_path: Path, root: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SlipstreamError, match=r"holds no commit to resume from.*--overwrite"):
+        taken(tmp_path / root)
+
+
+def test_a_directory_that_cannot_be_written_is_said_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SlipstreamError, match="cannot be written.*checkpoint.dir"):
+        claim_timeline(tmp_path / "file" / "checkpoints")
+
+
+def test_parts_of_all_ranks_make_one_commit(tmp_path: Path) -> None:
+    directory = commit_files.aside(tmp_path, 5, 1)
+    commit_files.write_part(directory, 0, {"learner/a": lambda path: path.write_text("a")})
+
+    def late() -> None:
+        time.sleep(0.2)
+        commit_files.write_part(directory, 1, {"learner/b": lambda path: path.write_text("b")})
+
+    other = Thread(target=late)
+    other.start()
+    contents = {"job": {}, "replay": {}}
+    path = commit_files.publish(tmp_path, 5, 1, num_ranks=2, timeout_s=5, contents=contents)
+    other.join()
+    assert list(checkpoint.read_manifest(path)["sha256"]) == ["learner/a", "learner/b"]
+    assert taken(tmp_path).replay.groups == {}
+
+
+def test_a_rank_that_is_late_or_failed_is_named(tmp_path: Path) -> None:
+    directory = commit_files.aside(tmp_path, 5, 1)
+    commit_files.write_part(directory, 0, {})
+    arguments = {"num_ranks": 2, "timeout_s": 0.1, "contents": {}}
+    with pytest.raises(SlipstreamError, match=r"part-00001.json was not there.*rank 1 is late"):
+        commit_files.publish(tmp_path, 5, 1, **arguments)
+    commit_files.mark_failed(directory, 1, "rank 1: its disk is full")
+    with pytest.raises(SlipstreamError, match="rank 1: its disk is full"):
+        commit_files.publish(tmp_path, 5, 1, **arguments)

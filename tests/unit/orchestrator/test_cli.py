@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from learner import commit_files
+from slipstream.config.load import load_job
+
 ROOT = Path(__file__).parents[3]
 BUFFERED = "examples/arithmetic/buffered.yaml"
 
@@ -108,24 +111,51 @@ def test_every_problem_is_said_at_once_with_its_line(tmp_path: Path) -> None:
         assert any(part in line for line in lines), f"{place} {part}\n{done.stderr}"
 
 
+def commit_of(path: Path, root: Path, version: int) -> Path:
+    """A commit that the job of `path` could have made."""
+    directory = commit_files.aside(root, version, 1)
+    commit_files.write_part(directory, 0, {"learner/state": lambda file: file.touch()})
+    contents = {"job": load_job(path).model_dump(mode="json"), "replay": {}}
+    return commit_files.publish(root, version, 1, num_ranks=1, timeout_s=1, contents=contents)
+
+
 def test_resume_and_overwrite_exclude_each_other(tmp_path: Path) -> None:
-    commit = tmp_path / "runs" / "test" / "checkpoints" / "step-00000001"
-    commit.mkdir(parents=True)
-    (commit.parent / "latest").write_text("step-00000001\n")
-    manifest = commit / "commit.json"
-    manifest.write_text('{"format": 2, "layout": {"learner.zero_stage": 2}}')
-    path, runs = str(job_file(tmp_path)), f"checkpoint.dir={tmp_path}/runs"
-    done = slipstream("launch", path, runs, "--resume", "--overwrite")
+    path, runs = job_file(tmp_path), f"checkpoint.dir={tmp_path}/runs"
+    commit = commit_of(path, tmp_path / "runs" / "test" / "checkpoints", 1)
+    done = slipstream("launch", str(path), runs, "--resume", "--overwrite")
     assert done.returncode == 2
     assert "choose one" in done.stderr
     assert commit.exists()
-    done = slipstream("launch", path, runs, "--resume")
+
+
+def test_a_resume_under_another_job_is_refused_with_every_difference(tmp_path: Path) -> None:
+    path, runs = job_file(tmp_path), f"checkpoint.dir={tmp_path}/runs"
+    commit = commit_of(path, tmp_path / "runs" / "test" / "checkpoints", 1)
+    changes = ["learner.zero_stage=2", "learner.learning_rate=1"]
+    job_file(tmp_path, rollout="{group_size: 8}")
+    done = slipstream("launch", str(path), runs, *changes, "--resume")
     assert done.returncode == 2
-    assert "learner.zero_stage: is 0, but the commit was made with 2" in done.stderr
-    manifest.write_text('{"format": 1, "layout": {}}')
-    done = slipstream("launch", path, runs, "--resume")
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2, done.stderr
+    assert lines[0].startswith("command line: learner.zero_stage=2: learner.zero_stage: is 2, but")
+    assert lines[1].startswith(f"{path}:6:11: rollout.group_size: is 8, but the commit was made")
+    assert all("set it back, or launch under another name" in line for line in lines)
+    assert str(commit) in lines[1]
+
+
+def test_a_run_without_a_sound_commit_is_not_begun_anew(tmp_path: Path) -> None:
+    path, runs = job_file(tmp_path), f"checkpoint.dir={tmp_path}/runs"
+    commit = commit_of(path, tmp_path / "runs" / "test" / "checkpoints", 1)
+    manifest = commit / "commit.json"
+    manifest.write_text(manifest.read_text()[:-20])
+    done = slipstream("launch", str(path), runs, "--resume")
     assert done.returncode == 2
-    assert "has format 1" in done.stderr
+    assert f"{manifest} is damaged" in done.stderr
+    manifest.write_text('{"format": 2, "layout": {}}')
+    done = slipstream("launch", str(path), runs, "--resume")
+    assert done.returncode == 2
+    assert "written by an older Slipstream: format 2, this is 3" in done.stderr
+    assert commit.exists()
 
 
 def test_an_unreadable_model_is_said(tmp_path: Path) -> None:
