@@ -10,10 +10,10 @@
         latest                  the name of the newest commit
         damaged-step-...        found damaged; kept for people, never read again
         .tmp-...                being written or removed
-        .timeline-0001          the newest launch
+        .timeline-0001          the newest one
 
-Every launch is a timeline of its own, so that a version which is trained again never takes the
-place of the commit it replaces. This module reads, `commit_files` writes; neither imports torch.
+A run that goes back to a commit, or is launched again from one, begins a timeline: a version that
+is trained again never takes the place of the commit it replaces. This module reads, `commit_files` writes; neither imports torch.
 """
 
 from __future__ import annotations

@@ -51,14 +51,14 @@ class WriteFailed(SlipstreamError):
 
 
 def claim_timeline(root: Path) -> int:
-    """A number that no other launch of this run has or had; once per launch, before any commit.
+    """A number that no other timeline of this run has or had, 0 for a new run; before any commit.
 
     Raises SlipstreamError where `root` cannot be written.
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
         while True:
-            timeline = 1 + max((_timeline_of(path) for path in root.iterdir()), default=0)
+            timeline = 1 + max((_timeline_of(path) for path in root.iterdir()), default=-1)
             with suppress(FileExistsError):
                 (root / f"{CLAIM}{timeline:04d}").touch(exist_ok=False)
                 break
@@ -242,7 +242,7 @@ def _failure(rank: int) -> str:
 
 def _timeline_of(path: Path) -> int:
     match = _TIMELINE.fullmatch(path.name)
-    return int(match[1]) if match else 0
+    return int(match[1]) if match else -1
 
 
 def _cannot_write(root: Path, error: OSError) -> str:

@@ -174,28 +174,29 @@ class ReplayActor:
             await self._keeper.forget_before(*self._boundaries[version])
         self._boundaries = {v: kept for v, kept in self._boundaries.items() if v > version}
 
-    async def go_back(self, commit: ReplaySnapshot) -> int:
-        """To the step boundary of a commit; returns the new timeline.
+    async def go_back(self, commit: ReplaySnapshot, timeline: int) -> None:
+        """To the step boundary of a commit; `timeline` begins there.
 
         What the timeline before has leased or taken is void.
         """
         self._settled.clear()
         try:
-            return await self._go_back(commit)
+            await self._go_back(commit, timeline)
         finally:
             self._settled.set()
             self._notify()
 
-    async def _go_back(self, commit: ReplaySnapshot) -> int:
+    async def _go_back(self, commit: ReplaySnapshot, timeline: int) -> None:
         await self._written()
         now, place = self._buffer.state, commit.state["journal"]
+        assert timeline > now.timeline, "a timeline that was before"
         version = commit.state["version"]
         state, groups = go_back(
             commit.state,
             self._rules,
             groups={ordinal: decode(group) for ordinal, group in commit.groups.items()},
             since=await self._keeper.groups_since(place, version),
-            timeline=max(now.timeline, commit.state["timeline"]) + 1,
+            timeline=timeline,
             num_issued=now.ledger.num_issued,
             next_lease_id=now.next_lease_id,
         )
@@ -205,7 +206,6 @@ class ReplayActor:
         self._boundaries.clear()
         restored = ReplayState.restore(state, lambda ordinal, _: groups[ordinal])
         self._buffer = self._buffer_of(restored)
-        return restored.timeline
 
     # --- waiting ----------------------------------------------------------------------
 

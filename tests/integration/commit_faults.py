@@ -126,7 +126,7 @@ def main() -> None:
     killed, damaged = base / "killed", base / "damaged"
     assert run(killed, resume=False, fault="commit.rename:2") == KILLED
     assert run(damaged, resume=False) == DONE
-    os.truncate(damaged / "checkpoints/step-00000006-t0001/learner/rank-1.npz", 10)
+    os.truncate(damaged / "checkpoints/step-00000006-t0000/learner/rank-1.npz", 10)
     (damaged / DURABLE).write_text("4\n")
     cases = [(before, point) for before in (None, killed, damaged) for point in trace(base, before)]
     print(f"{len(cases)} points: {dict(Counter(point.split(':')[0] for _, point in cases))}")

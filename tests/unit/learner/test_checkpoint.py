@@ -84,7 +84,7 @@ def test_a_future_that_was_left_is_older_than_what_is_trained_now(tmp_path: Path
 
 
 def test_every_launch_has_a_timeline_of_its_own(tmp_path: Path) -> None:
-    assert [claim_timeline(tmp_path / "new"), claim_timeline(tmp_path / "new")] == [1, 2]
+    assert [claim_timeline(tmp_path / "new"), claim_timeline(tmp_path / "new")] == [0, 1]
     commit(tmp_path, 5, timeline=7)
     (tmp_path / "damaged-step-00000050-t0008").mkdir()
     assert claim_timeline(tmp_path) == 9
