@@ -11,24 +11,22 @@ and a commit's replay snapshot is of the same step boundary as its weights.
 from __future__ import annotations
 
 import hashlib
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from learner.commit_writer import CommitWriter
 from learner.step import LearnerStep
 from learner.weights import Prober
 from slipstream.config.job import JobConfig
 from slipstream.errors import DeadlineExceeded
 from slipstream.protocols import ReplayForLearners, WeightPublisher
-from slipstream.records import Batch, Stop, Wait
+from slipstream.records import Batch, ReplaySnapshot, Stop, Wait
 from slipstream.telemetry import Busy, EventLog
 
 T = TypeVar("T")
-WriteCommit = Callable[[int, Mapping[str, Any]], Path]
 
 
 class LearnerLoop:
@@ -46,7 +44,7 @@ class LearnerLoop:
         publisher: WeightPublisher,
         prober: Prober | None,
         barrier: Callable[[], None],
-        write_commit: WriteCommit,
+        commits: CommitWriter,
         events: EventLog,
     ) -> None:
         self.version = version
@@ -58,7 +56,7 @@ class LearnerLoop:
         self._publisher = publisher
         self._prober = prober
         self._barrier = barrier
-        self._write_commit = write_commit
+        self._commits = commits
         self._events = events
         self._busy = Busy()
         self._committed_version = version
@@ -66,12 +64,16 @@ class LearnerLoop:
 
     def run(self) -> int:
         """Train until replay says stop; returns the last version."""
-        self._publish()
-        while not isinstance(batch := self._next_batch(), Stop):
-            self._train(batch)
-            self._report(batch)
-        if self.version > self._committed_version:
-            self._commit()
+        try:
+            self._publish()
+            while not isinstance(batch := self._next_batch(), Stop):
+                self._train(batch)
+                self._report(batch)
+            if self.version > self._committed_version:
+                self._commit()
+        finally:
+            self._commits.join()  # where training fails, the commit under way is good all the same
+        self._commits.wait()
         return self.version
 
     def _next_batch(self) -> Batch | Stop:
@@ -93,8 +95,7 @@ class LearnerLoop:
                 self._answer(self._replay.trained(self.version, self._timeline), "trained")
             # No other rank may ask for the next batch before replay knows of the version.
             self._barrier()
-        every = self._job.checkpoint.every_steps
-        if every and self.version % every == 0:
+        if self._commits.due(self.version):
             with self._busy.phase("commit"):
                 self._commit()
 
@@ -103,17 +104,13 @@ class LearnerLoop:
         self._publish_s = self._publisher.publish(self._timeline, self.version, probe)
 
     def _commit(self) -> None:
-        start_s = time.perf_counter()
-        snapshot = self._answer(self._replay.snapshot(), "snapshot") if self._rank == 0 else {}
-        path = self._write_commit(self.version, snapshot)
-        self._committed_version = self.version
+        """The files are written while training goes on."""
+        snapshot = None
         if self._rank == 0:
-            self._events.emit(
-                "commit",
-                version=self.version,
-                path=str(path),
-                seconds=time.perf_counter() - start_s,
-            )
+            state = self._answer(self._replay.snapshot(), "snapshot")
+            snapshot = ReplaySnapshot(state=state, groups={})
+        self._commits.start(self.version, snapshot)
+        self._committed_version = self.version
 
     def _answer(self, future: Future[T], call: str) -> T:
         timeout_s = self._job.replay.call_timeout_s

@@ -16,8 +16,8 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
-from learner import checkpoint
 from learner.actor import LearnerRank, WeightBoard
+from learner.checkpoint import Commit
 from orchestrator.placement import Placement, place
 from orchestrator.plan import Plan
 from replay.actor import ReplayActor, ReplayClient
@@ -60,9 +60,11 @@ class Fleet:
 
     @classmethod
     @contextmanager
-    def start(cls, job: JobConfig, plan: Plan, run_dir: Path, *, resume: bool) -> Iterator[Fleet]:
+    def start(
+        cls, job: JobConfig, plan: Plan, run_dir: Path, *, timeline: int, commit: Commit | None
+    ) -> Iterator[Fleet]:
         """Construct every role, side by side, and wait until all are ready."""
-        snapshot = dict(checkpoint.newest(run_dir / "checkpoints").replay) if resume else None
+        snapshot = None if commit is None else dict(commit.replay.state)
         placement = place(job, PLACEMENT_TIMEOUT_S)
         fleet = cls(
             job=job,
@@ -73,7 +75,7 @@ class Fleet:
             ranks=_ranks(job, plan, placement),
         )
         try:
-            fleet._wait_until_ready(run_dir, resume)
+            fleet._wait_until_ready(run_dir, timeline, None if commit is None else commit.path)
             yield fleet
         finally:
             fleet._leave()
@@ -131,7 +133,7 @@ class Fleet:
         call = worker.actor.request_evaluation.remote(version, self._eval_prompts)
         _get(call, CALL_TIMEOUT_S, worker.name)
 
-    def _wait_until_ready(self, run_dir: Path, resume: bool) -> None:
+    def _wait_until_ready(self, run_dir: Path, timeline: int, commit: Path | None) -> None:
         rollout_s, learner_s = self.job.rollout.start_timeout_s, self.job.learner.start_timeout_s
         self._eval_prompts = self._open_data(rollout_s)
         addresses = [
@@ -142,7 +144,7 @@ class Fleet:
         client = ReplayClient(self.replay)
         ranks = {
             rank.name: rank.actor.start.remote(
-                *addresses, client, self.board, handles, run_dir, resume=resume
+                *addresses, client, self.board, handles, run_dir, timeline=timeline, commit=commit
             )
             for rank in self.ranks
         }

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from learner.checkpoint import Commit, find
+from learner.commit_files import claim_timeline, set_aside
 from orchestrator import cluster
 from orchestrator.checks import fits, import_dirs
 from orchestrator.fleet import Fleet
@@ -54,7 +56,10 @@ def launch(
         progress.note(f"{job.name}: mode {job.mode}, files in {run_dir.path}")
         if context.dashboard_url:
             progress.note(f"Ray dashboard: http://{context.dashboard_url}")
-        with Fleet.start(job, plan, run_dir.path, resume=resume) as fleet:
+        checkpoints = run_dir.path / "checkpoints"
+        commit = _newest_commit(checkpoints, progress) if resume else None
+        timeline = claim_timeline(checkpoints)
+        with Fleet.start(job, plan, run_dir.path, timeline=timeline, commit=commit) as fleet:
             interrupts.patient = True
             progress.note(f"all roles ready after {time.time() - launched_s:.0f} s")
             try:
@@ -71,6 +76,17 @@ def launch(
         )
     )
     return 130 if interrupts.requested else 0
+
+
+def _newest_commit(checkpoints: Path, progress: Progress) -> Commit:
+    """Verified, byte by byte; what is damaged is named and put aside."""
+    found = find(checkpoints)
+    commit = found.required()
+    for message in found.damaged:
+        progress.note(message)
+    set_aside(found)
+    progress.note(f"going on from version {commit.version}, {commit.path}")
+    return commit
 
 
 class _Run:
