@@ -57,13 +57,14 @@ def build_loop(
     return LearnerLoop(
         job,
         rank=engine.rank,
+        timeline=timeline,
         version=version,
         step=step,
         replay=replay,
         publisher=_publisher(job, engine, put, announce, call_workers, rendezvous),
         prober=_prober(job, engine),
         barrier=engine.barrier,
-        commits=_commits(job, contents, checkpoints, timeline, events),
+        commits=_commits(job, contents, checkpoints, timeline, replay, events),
         events=events,
     )
 
@@ -139,13 +140,21 @@ def _publisher(
 
 
 def _commits(
-    job: JobConfig, contents: Contents, root: Path, timeline: int, events: EventLog
+    job: JobConfig,
+    contents: Contents,
+    root: Path,
+    timeline: int,
+    replay: ReplayForLearners,
+    events: EventLog,
 ) -> CommitWriter:
     engine = contents.engine
 
     def rank_0_says(answer: bool) -> bool:
         said = torch.tensor(float(answer and engine.rank == 0), device=engine.device)
         return bool(engine.all_sum(said))
+
+    def committed(version: int) -> None:
+        replay.committed(version).result(job.replay.call_timeout_s)
 
     return CommitWriter(
         job,
@@ -155,4 +164,5 @@ def _commits(
         copy=contents.copy,
         rank_0_says=rank_0_says,
         events=events,
+        on_committed=committed,
     )

@@ -13,7 +13,8 @@
         .timeline-0001          the newest one
 
 A run that goes back to a commit, or is launched again from one, begins a timeline: a version that
-is trained again never takes the place of the commit it replaces. This module reads, `commit_files` writes; neither imports torch.
+is trained again never takes the place of the commit it replaces. This module reads, `commit_files`
+writes; neither imports torch.
 """
 
 from __future__ import annotations

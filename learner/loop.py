@@ -23,7 +23,7 @@ from learner.weights import Prober
 from slipstream.config.job import JobConfig
 from slipstream.errors import DeadlineExceeded
 from slipstream.protocols import ReplayForLearners, WeightPublisher
-from slipstream.records import Batch, ReplaySnapshot, Stop, Wait
+from slipstream.records import Batch, Stop, Wait
 from slipstream.telemetry import Busy, EventLog
 
 T = TypeVar("T")
@@ -66,6 +66,8 @@ class LearnerLoop:
         """Train until replay says stop; returns the last version."""
         try:
             self._publish()
+            if self._timeline == 0:  # a new run: from its first step on there is a way back
+                self._commit()
             while not isinstance(batch := self._next_batch(), Stop):
                 self._train(batch)
                 self._report(batch)
@@ -105,10 +107,7 @@ class LearnerLoop:
 
     def _commit(self) -> None:
         """The files are written while training goes on."""
-        snapshot = None
-        if self._rank == 0:
-            state = self._answer(self._replay.snapshot(), "snapshot")
-            snapshot = ReplaySnapshot(state=state, groups={})
+        snapshot = self._answer(self._replay.snapshot(), "snapshot") if self._rank == 0 else None
         self._commits.start(self.version, snapshot)
         self._committed_version = self.version
 

@@ -23,7 +23,7 @@ from orchestrator.plan import Plan
 from replay.actor import ReplayActor, ReplayClient
 from rollout_worker.actor import RolloutWorkerActor
 from slipstream.config.job import JobConfig
-from slipstream.errors import JobFileError, Problem, RoleFailed, SlipstreamError
+from slipstream.errors import JobFileError, LearnerFailed, Problem, RoleFailed, SlipstreamError
 from slipstream.records import Prompt
 
 CALL_TIMEOUT_S = 60.0
@@ -48,6 +48,8 @@ class Fleet:
     """The running job's roles."""
 
     job: JobConfig
+    plan: Plan
+    run_dir: Path
     placement: Placement
     replay: Any
     board: Any
@@ -64,18 +66,22 @@ class Fleet:
         cls, job: JobConfig, plan: Plan, run_dir: Path, *, timeline: int, commit: Commit | None
     ) -> Iterator[Fleet]:
         """Construct every role, side by side, and wait until all are ready."""
-        snapshot = None if commit is None else dict(commit.replay.state)
         placement = place(job, PLACEMENT_TIMEOUT_S)
+        # Where replay has a journal, another process goes on where one died, and Ray asks it again.
+        comes_back = -1 if job.replay.durability != "off" else 0
+        survival = {"max_restarts": comes_back, "max_task_retries": comes_back}
         fleet = cls(
             job=job,
+            plan=plan,
+            run_dir=run_dir,
             placement=placement,
-            replay=_actor(ReplayActor, "replay", num_cpus=0).remote(job, snapshot),
+            replay=_actor(ReplayActor, "replay", num_cpus=0, **survival).remote(job, run_dir),
             board=_actor(WeightBoard, "weights", num_cpus=0).remote(),
             workers=_workers(job, plan, placement),
             ranks=_ranks(job, plan, placement),
         )
         try:
-            fleet._wait_until_ready(run_dir, timeline, None if commit is None else commit.path)
+            fleet._wait_until_ready(commit, timeline)
             yield fleet
         finally:
             fleet._leave()
@@ -92,12 +98,21 @@ class Fleet:
         return len(ray.wait(running, num_returns=len(running), timeout=0)[0]) == len(running)
 
     def raise_if_failed(self, wait_s: float) -> None:
-        """Wait up to `wait_s` for a role to end; raise RoleFailed if one did that must not."""
+        """Wait up to `wait_s` for a role to end; raise RoleFailed if one did that must not.
+
+        LearnerFailed where `go_back` may help.
+        """
         roles = {role.running: role for role in [*self.workers, *self.ranks]}
         ended, _ = ray.wait(list(roles), num_returns=len(roles), timeout=wait_s)
         for reference in ended:
             role = roles[reference]
-            _get(reference, CALL_TIMEOUT_S, role.name)
+            try:
+                ray.get(reference, timeout=CALL_TIMEOUT_S)
+            except RayError as error:
+                failure = _failed(role.name, error, CALL_TIMEOUT_S)
+                if role in self.ranks and not isinstance(_cause(error), SlipstreamError):
+                    raise LearnerFailed(str(failure)) from None
+                raise failure from None
             if role in self.workers:
                 raise RoleFailed(f"{role.name} ended before the job did")
 
@@ -133,26 +148,63 @@ class Fleet:
         call = worker.actor.request_evaluation.remote(version, self._eval_prompts)
         _get(call, CALL_TIMEOUT_S, worker.name)
 
-    def _wait_until_ready(self, run_dir: Path, timeline: int, commit: Path | None) -> None:
-        rollout_s, learner_s = self.job.rollout.start_timeout_s, self.job.learner.start_timeout_s
-        self._eval_prompts = self._open_data(rollout_s)
+    def end_learners(self) -> None:
+        """Nothing of them trains or writes any more."""
+        for rank in self.ranks:
+            ray.kill(rank.actor)
+
+    def go_back(self, commit: Commit, timeline: int) -> None:
+        """Start the learners again from `commit`, replay with them; the workers go on."""
+        self._go_back(commit, timeline)
+        self.ranks = _ranks(self.job, self.plan, self.placement)
+        self._wait_for(self._started_ranks(commit, timeline))
+        for rank in self.ranks:
+            rank.running = rank.actor.run.remote()
+        if self.stop_requested is not None:  # which replay's buffer of before had heard
+            self.request_stop(self.stop_requested)
+
+    def _go_back(self, commit: Commit, timeline: int) -> None:
+        call = self.replay.go_back.remote(commit.replay, timeline)
+        _get(call, self.job.replay.call_timeout_s, "replay")
+
+    def _wait_until_ready(self, commit: Commit | None, timeline: int) -> None:
+        self._eval_prompts = self._open_data(self.job.rollout.start_timeout_s)
+        if commit is not None:
+            self._go_back(commit, timeline)
+        client = ReplayClient(self.replay)
+        starting = self._started_ranks(commit, timeline)
+        for worker in self.workers:
+            starting[worker.actor.start.remote(client, self.board)] = worker.name
+        self._wait_for(starting)
+
+    def _started_ranks(self, commit: Commit | None, timeline: int) -> dict[Any, str]:
+        """Their calls to `start`, with their names."""
+        first = self.ranks[0]
         addresses = [
-            _get(self.ranks[0].actor.address.remote(), learner_s, self.ranks[0].name)
+            _get(first.actor.address.remote(), self.job.learner.start_timeout_s, first.name)
             for _ in range(2)
         ]
         handles = [worker.actor for worker in self.workers]
         client = ReplayClient(self.replay)
-        ranks = {
-            rank.name: rank.actor.start.remote(
-                *addresses, client, self.board, handles, run_dir, timeline=timeline, commit=commit
-            )
+        path = None if commit is None else commit.path
+        self.start_version = 0 if commit is None else commit.version
+        return {
+            rank.actor.start.remote(
+                *addresses,
+                client,
+                self.board,
+                handles,
+                self.run_dir,
+                timeline=timeline,
+                commit=path,
+            ): rank.name
             for rank in self.ranks
         }
-        workers = {
-            worker.name: worker.actor.start.remote(client, self.board) for worker in self.workers
-        }
+
+    def _wait_for(self, names: Mapping[Any, str]) -> None:
+        """Until every role of these calls has started."""
+        rollout_s, learner_s = self.job.rollout.start_timeout_s, self.job.learner.start_timeout_s
         # Whoever fails first is the cause: the others may wait for it until their time is up.
-        names = {reference: name for name, reference in [*ranks.items(), *workers.items()]}
         waiting, deadline_s = list(names), time.monotonic() + max(rollout_s, learner_s)
         while waiting:
             left_s = max(0.0, deadline_s - time.monotonic())
@@ -165,9 +217,6 @@ class Fleet:
                     f"{late} did not start within {max(rollout_s, learner_s):.0f} s "
                     "(rollout.start_timeout_s, learner.start_timeout_s)"
                 )
-        versions = {ray.get(reference) for reference in ranks.values()}
-        assert len(versions) == 1, "ranks that start from different versions"
-        self.start_version = versions.pop()
 
     def _open_data(self, timeout_s: float) -> tuple[Prompt, ...]:
         """Have replay read the data, before any engine is started; the held-out prompts."""
@@ -227,13 +276,19 @@ def _get(reference: Any, timeout_s: float, role: str) -> Any:
         raise _failed(role, error, timeout_s) from None
 
 
-def _failed(role: str, error: RayError, timeout_s: float) -> RoleFailed:
+def _cause(error: RayError) -> BaseException | None:
+    """What was raised inside the role."""
     # A timeout inside the role is a RayTaskError and a GetTimeoutError at once.
+    return error.cause if isinstance(error, RayTaskError) else None
+
+
+def _failed(role: str, error: RayError, timeout_s: float) -> RoleFailed:
     if isinstance(error, RayTaskError):
-        if isinstance(error.cause, SlipstreamError):
-            return RoleFailed(f"{role}: {error.cause}")
-        if isinstance(error.cause, RayActorError):
-            return RoleFailed(f"{role} lost a role that it talks to: {error.cause}")
+        cause = _cause(error)
+        if isinstance(cause, SlipstreamError):
+            return RoleFailed(f"{role}: {cause}")
+        if isinstance(cause, RayActorError):
+            return RoleFailed(f"{role} lost a role that it talks to: {cause}")
         return RoleFailed(f"{role} failed:\n{error}")
     if isinstance(error, GetTimeoutError):
         return RoleFailed(f"{role} did not answer within {timeout_s:.0f} s")

@@ -4,18 +4,20 @@
            ── run() ───────▶ ranks and workers, which talk to replay and the board alone
            ◀── drain() ───── their events, every `telemetry.progress_every_s`
 
-The driver carries no data. It waits for the learner ranks to return; a worker that returns
-or raises before it was told to stop, ends the job.
+The driver carries no data. It waits for the learner ranks to return. When one dies, all start
+again from the last commit and replay goes back to it, while the workers go on; a worker that
+returns or raises before it was told to stop, ends the job.
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from pathlib import Path
 
 from rich.console import Console
 
-from learner.checkpoint import Commit, find
+from learner.checkpoint import Commit, Found, find
 from learner.commit_files import claim_timeline, set_aside
 from orchestrator import cluster
 from orchestrator.checks import fits, import_dirs
@@ -26,7 +28,7 @@ from orchestrator.progress import Progress, closing_table
 from orchestrator.run_dir import RunDir
 from orchestrator.run_state import RunState
 from slipstream.config.job import JobConfig
-from slipstream.errors import JobFileError, RoleFailed
+from slipstream.errors import JobFileError, LearnerFailed, RoleFailed
 
 EVAL_TIMEOUT_S = 600.0
 
@@ -57,7 +59,7 @@ def launch(
         if context.dashboard_url:
             progress.note(f"Ray dashboard: http://{context.dashboard_url}")
         checkpoints = run_dir.path / "checkpoints"
-        commit = _newest_commit(checkpoints, progress) if resume else None
+        commit = _taken(find(checkpoints), progress) if resume else None
         timeline = claim_timeline(checkpoints)
         with Fleet.start(job, plan, run_dir.path, timeline=timeline, commit=commit) as fleet:
             interrupts.patient = True
@@ -78,9 +80,8 @@ def launch(
     return 130 if interrupts.requested else 0
 
 
-def _newest_commit(checkpoints: Path, progress: Progress) -> Commit:
-    """Verified, byte by byte; what is damaged is named and put aside."""
-    found = find(checkpoints)
+def _taken(found: Found, progress: Progress) -> Commit:
+    """The newest commit, verified byte by byte; what is damaged is named and put aside."""
     commit = found.required()
     for message in found.damaged:
         progress.note(message)
@@ -108,6 +109,7 @@ class _Run:
         self._progress = progress
         self._interrupts = interrupts
         self._asked_evals: set[int] = set()
+        self._starts_from: Counter[Path] = Counter()  # restarts of the learner, by commit
 
     def run_to_end(self) -> None:
         self._state.start_version = self._state.version = self._fleet.start_version
@@ -115,7 +117,7 @@ class _Run:
         self._fleet.run()
         try:
             self._evaluate(self._state.start_version)
-            while not self._fleet.learners_done(self._job.telemetry.progress_every_s):
+            while not self._learners_done():
                 self._tick()
             self._tick()
             if not self._interrupts.requested:
@@ -123,6 +125,38 @@ class _Run:
         finally:
             self._fold()
             self._run_dir.close()
+
+    def _learners_done(self) -> bool:
+        try:
+            return self._fleet.learners_done(self._job.telemetry.progress_every_s)
+        except LearnerFailed as failure:
+            self._go_back(failure)
+            return False
+
+    def _go_back(self, failure: LearnerFailed) -> None:
+        """Start the learners again from the newest commit, unless that has failed too often."""
+        self._fleet.end_learners()
+        self._fold()
+        checkpoints = self._run_dir.path / "checkpoints"
+        found = find(checkpoints)
+        if found.commit is None:
+            raise RoleFailed(f"{failure}\nThere is no commit to go back to") from None
+        self._starts_from[found.commit.path] += 1
+        if self._starts_from[found.commit.path] > self._job.learner.max_restarts:
+            raise failure
+        self._progress.note(str(failure))
+        commit = _taken(found, self._progress)
+        timeline = claim_timeline(checkpoints)
+        self._fleet.go_back(commit, timeline)
+        event = {
+            "kind": "went_back",
+            "time_s": time.time(),
+            "version": commit.version,
+            "timeline": timeline,
+            "cause": str(failure),
+        }
+        self._run_dir.write(event)
+        self._state.fold(event)
 
     def _tick(self) -> None:
         self._fold()

@@ -32,6 +32,7 @@ class RunState:
     max_probe_error: float = 0.0
     num_adoptions: int = 0
     checkpoint: str | None = None  # newest commit
+    num_restarts: int = 0  # of the learner
     replay: Mapping[str, Any] = field(default_factory=dict)  # replay's own statistics
 
     def fold(self, event: Mapping[str, Any]) -> None:
@@ -47,6 +48,10 @@ class RunState:
             case "adopted":
                 self.num_adoptions += 1
                 self.max_probe_error = max(self.max_probe_error, event.get("probe_error") or 0.0)
+            case "went_back":
+                self.version = event["version"]
+                self.num_restarts += 1
+                self.last_step_at_s = event["time_s"]
             case "commit":
                 self.checkpoint = event["path"]
 
@@ -127,6 +132,7 @@ class RunState:
             "evals": [dict(self.evals[version]) for version in sorted(self.evals)],
             "max_probe_error": self.max_probe_error,
             "checkpoint": self.checkpoint,
+            "restarts": self.num_restarts,
             "bias": self.bias(),
             "replay": dict(self.replay),
         }

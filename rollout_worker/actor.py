@@ -15,6 +15,7 @@ import ray
 
 from slipstream.affinity import bind_process
 from slipstream.config.job import JobConfig
+from slipstream.errors import UpdateLost
 from slipstream.protocols import ReplayForWorkers
 from slipstream.records import Prompt, WeightUpdate
 from slipstream.telemetry import EventLog
@@ -44,13 +45,19 @@ class RolloutWorkerActor:
         def wait_newer(held: tuple[int, int]) -> Future[WeightUpdate | None]:
             return board.wait_newer.remote(held).future()  # type: ignore[no-any-return]
 
+        def get(reference: Any) -> Any:
+            try:
+                return ray.get(reference, timeout=timeout_s)
+            except ray.exceptions.ObjectLostError as error:
+                raise UpdateLost(str(error)) from None
+
         self._worker = build_worker(
             self._job,
             self._name,
             self._incarnation,
             replay=replay,
             wait_newer=wait_newer,
-            get=lambda reference: ray.get(reference, timeout=timeout_s),
+            get=get,
             events=self._events,
         )
 

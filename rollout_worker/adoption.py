@@ -18,7 +18,7 @@ from typing import Any
 
 from rollout_worker.engine import Engine
 from slipstream.config.job import WeightsConfig
-from slipstream.errors import DeadlineExceeded, ProbeMismatch
+from slipstream.errors import DeadlineExceeded, ProbeMismatch, UpdateLost
 from slipstream.protocols import WeightReceiver
 from slipstream.records import WeightUpdate
 from slipstream.telemetry import EventLog
@@ -76,7 +76,11 @@ class Adoption:
         if self._update is not None:
             update, self._update = self._update, None
             self._engine.wake()
-            self._engine.load(update.version, self._receiver.tensors(update))
+            try:
+                self._engine.load(update.version, self._receiver.tensors(update))
+            except UpdateLost as error:  # before anything has changed: the next one will come
+                self._events.emit("update_lost", version=update.version, message=str(error))
+                return
             self._adopted(update, start_s)
             return
         transfer = self._transfers.get()

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from slipstream.errors import UpdateLost
 from slipstream.records import TensorSpec, WeightUpdate
 
 Bytes = npt.NDArray[np.uint8]
@@ -30,9 +31,11 @@ class ObjectStoreReceiver:
         self._wait_newer = wait_newer
         self._get = get
         self._asked: Future[WeightUpdate | None] | None = None
+        self._lost = (-1, -1)  # an update of which the board may still tell
 
     def poll(self, held: tuple[int, int]) -> WeightUpdate | None:
         """The newest update above (timeline, version), if the board has told of one."""
+        held = max(held, self._lost)
         if self._asked is None:
             self._asked = self._wait_newer(held)
         if not self._asked.done():
@@ -41,8 +44,15 @@ class ObjectStoreReceiver:
         return update if update is not None and update.order > held else None
 
     def tensors(self, update: WeightUpdate) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every parameter. All buckets are fetched first: a version comes whole or not at all."""
-        buckets = [self._get(reference) for reference in update.buckets]
+        """Every parameter. All buckets are fetched first: a version comes whole or not at all.
+
+        Raises UpdateLost.
+        """
+        try:
+            buckets = [self._get(reference) for reference in update.buckets]
+        except UpdateLost:
+            self._lost = update.order
+            raise
         for specs, bucket in zip(update.bucket_specs, buckets, strict=True):
             yield from unpack(specs, bucket)
 

@@ -37,5 +37,13 @@ class ProbeMismatch(SlipstreamError):
     """An engine's log-probs differ from the learner's after a weight update."""
 
 
+class UpdateLost(SlipstreamError):
+    """The weights of an announced version are gone, with the learner that published them."""
+
+
 class RoleFailed(SlipstreamError):
     """A role of the running job died or hung; `str()` names it and the reason."""
+
+
+class LearnerFailed(RoleFailed):
+    """A learner rank died or failed in a way that another start from the last commit may cure."""

@@ -173,6 +173,7 @@ class LearnerConfig(Section):
     max_tokens_per_microbatch: PositiveInt = 8192  # padded tokens of one forward and backward
     gradient_checkpointing: bool = False
     start_timeout_s: PositiveFloat = 600.0  # also of every collective of the ranks
+    max_restarts: NonNegativeInt = 3  # from one and the same commit, when a rank dies
     placement: PlacementConfig = PlacementConfig()
 
 
