@@ -15,6 +15,7 @@ Ray starts another, which goes on from the journal, and repeats the calls that w
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -237,6 +238,9 @@ class ReplayActor:
         self._buffer.expire(time.monotonic())
         await self._written()
         return self._buffer.stats()
+
+    def pid(self) -> int:
+        return os.getpid()
 
     def eval_prompts(self) -> list[Prompt]:
         """The first `eval_num_prompts` items of data.eval, in order, without over-long ones."""

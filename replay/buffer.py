@@ -119,7 +119,9 @@ class ReplayBuffer:
         leases = (*lost, *(self._grant(worker, incarnation, now_s) for _ in range(num_new)))
         if leases:
             self._workers.works(worker)
-        revoked = tuple(lease_id for lease_id in held if lease_id not in self.state.running)
+        # One under which a group was put has its answer there.
+        known_here = self.state.running.keys() | self.state.ended.keys()
+        revoked = tuple(lease_id for lease_id in held if lease_id not in known_here)
         return self._reply(leases, revoked, self._stop)
 
     def _reply(

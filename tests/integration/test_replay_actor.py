@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,14 @@ from typing import Any
 import pytest
 
 from replay.actor import LONG_POLL_S, ReplayActor, ReplayClient
+from replay.audit import Promise, audit
 from replay.buffer import ReplayBuffer
+from replay.journal import FILE_NAME, JournalReader
 from replay.rules import Rules
 from replay.scripted import LocalReplay, scripted_group, scripted_prompt
 from slipstream.config.job import JobConfig
 from slipstream.protocols import ReplayForLearners, ReplayForWorkers
-from slipstream.records import Batch, RefusalReason, Stop, Wait
+from slipstream.records import Batch, Lease, RefusalReason, Stop, Wait
 
 TIMEOUT_S = 120.0
 
@@ -72,12 +76,12 @@ def ray_cluster() -> Iterator[Any]:
 
 
 @pytest.fixture(params=["local", "ray"])
-def replay(request: pytest.FixtureRequest, job: JobConfig) -> Iterator[Any]:
+def replay(request: pytest.FixtureRequest, job: JobConfig, tmp_path: Path) -> Iterator[Any]:
     if request.param == "local":
         yield LocalReplay(ReplayBuffer(Rules.of(job), scripted_prompt))
         return
     ray = request.getfixturevalue("ray_cluster")
-    actor = ray.remote(ReplayActor).options(num_cpus=0).remote(job)
+    actor = ray.remote(ReplayActor).options(num_cpus=0).remote(job, tmp_path)
     ray.get(actor.open.remote(), timeout=TIMEOUT_S)
     yield ReplayClient(actor)
     ray.kill(actor)
@@ -86,66 +90,165 @@ def replay(request: pytest.FixtureRequest, job: JobConfig) -> Iterator[Any]:
 def test_a_job_from_the_first_lease_to_the_stop(replay: Any) -> None:
     workers: ReplayForWorkers = replay
     learners: ReplayForLearners = replay
-    leases = workers.lease("w0", 0, 9, yielded_version=None).result(TIMEOUT_S).leases
+    leases = workers.lease("w0", 0, 9, held=(), yielded_version=None).result(TIMEOUT_S).leases
     assert [lease.prompt.ordinal for lease in leases] == [0, 1, 2, 3]
-    assert isinstance(learners.take(0).result(TIMEOUT_S), Wait)
+    assert isinstance(learners.take(0, 0).result(TIMEOUT_S), Wait)
     with pytest.raises(ValueError, match="the newest version is 0"):
-        learners.take(7).result(TIMEOUT_S)
+        learners.take(7, 0).result(TIMEOUT_S)
     long = [scripted_group(lease, rewards=(0, 1), num_tokens=20_000) for lease in leases]
     for group in long:  # 320 kB: these travel through the object store
         assert workers.put([group]).result(TIMEOUT_S)[0].refused is None
     replies = workers.put(long[:2]).result(TIMEOUT_S)
-    assert [reply.refused for reply in replies] == [RefusalReason.UNKNOWN_LEASE] * 2
+    assert [reply.refused for reply in replies] == [None] * 2, "the same answer as before"
     for version in (0, 1):
-        ranks = [learners.take(version) for _ in range(2)]
+        ranks = [learners.take(version, 0) for _ in range(2)]
         one, other = (rank.result(TIMEOUT_S) for rank in ranks)
         assert isinstance(one, Batch)
         assert isinstance(other, Batch)
         ordinals = [entry.group.ordinal for entry in one.groups]
         assert ordinals == [entry.group.ordinal for entry in other.groups]
         assert ordinals == [2 * version, 2 * version + 1]
-        learners.trained(version + 1).result(TIMEOUT_S)
-        assert learners.snapshot().result(TIMEOUT_S)["version"] == version + 1
-    assert learners.take(2).result(TIMEOUT_S) == Stop(reason="all steps are done")
-    assert workers.lease("w0", 0, 1, yielded_version=None).result(TIMEOUT_S).stop is not None
+        learners.trained(version + 1, 0).result(TIMEOUT_S)
+        assert learners.snapshot().result(TIMEOUT_S).state["version"] == version + 1
+    assert learners.take(2, 0).result(TIMEOUT_S) == Stop(reason="all steps are done")
+    assert (
+        workers.lease("w0", 0, 1, held=(), yielded_version=None).result(TIMEOUT_S).stop is not None
+    )
 
 
-def opened(job: JobConfig, snapshot: dict[str, Any] | None = None) -> ReplayActor:
-    actor = ReplayActor(job, snapshot)
+def opened(job: JobConfig, run_dir: Path | None = None) -> ReplayActor:
+    """With a journal where `run_dir` is given."""
+    durability = "off" if run_dir is None else "flush"
+    replay = job.replay.model_copy(update={"durability": durability})
+    actor = ReplayActor(job.model_copy(update={"replay": replay}), run_dir or Path("nowhere"))
     actor.open()
     return actor
 
 
-def test_a_snapshot_goes_on_in_another_actor(job: JobConfig) -> None:
-    first = opened(job)
-    leases = asyncio.run(first.lease("w0", 0, 4, yielded_version=None)).leases
+async def play_a_step(actor: ReplayActor) -> Sequence[Lease]:
+    """Four leases, three groups, one step of two; returns the leases."""
+    leases = (await actor.lease("w0", 0, 4, held=(), yielded_version=None)).leases
     for lease in leases[:3]:
-        asyncio.run(first.put([scripted_group(lease, rewards=(0, 1))]))
-    asyncio.run(first.take(0))
-    asyncio.run(first.trained(1))
-    resumed = opened(job, json.loads(json.dumps(first.snapshot())))
-    assert repr(resumed) == "replay v1"
-    again = asyncio.run(resumed.lease("w0", 0, 9, yielded_version=None)).leases
-    assert [(lease.prompt.ordinal, lease.attempt) for lease in again] == [(2, 1), (3, 1)]
+        await actor.put([scripted_group(lease, rewards=(0, 1))])
+    await actor.take(0, 0)
+    await actor.trained(1, 0)
+    return leases
+
+
+def test_a_commit_goes_on_in_another_actor(job: JobConfig) -> None:
+    async def play() -> None:
+        first, resumed = opened(job), opened(job)
+        await play_a_step(first)
+        await resumed.go_back(await first.snapshot(), 1)
+        assert repr(resumed) == "replay v1"
+        reply = await resumed.lease("w0", 0, 9, held=(), yielded_version=None)
+        assert [(le.prompt.ordinal, le.attempt, le.timeline) for le in reply.leases] == [(3, 1, 1)]
+        assert (await resumed.stats())["num_buffered"] == 1
+
+    asyncio.run(play())
+
+
+def test_a_journal_brings_it_back_and_leases_run_on(job: JobConfig, tmp_path: Path) -> None:
+    async def play() -> None:
+        leases = await play_a_step(opened(job, tmp_path))
+        back = opened(job, tmp_path)  # the first one is gone without a word
+        assert repr(back) == "replay v1"
+        assert (await back.put([scripted_group(leases[0], rewards=(0, 1))]))[0].refused is None
+        assert (await back.stats())["lengths"]["generated_rollouts"] == 6, "not taken in twice"
+        await back.put([scripted_group(leases[3], rewards=(0, 1))])
+        batch = await back.take(1, 0)
+        assert isinstance(batch, Batch)
+        assert [entry.group.ordinal for entry in batch.groups] == [2, 3]
+
+    asyncio.run(play())
+
+
+def test_it_goes_back_with_what_came_since_the_commit(job: JobConfig, tmp_path: Path) -> None:
+    async def play() -> None:
+        actor = opened(job, tmp_path)
+        leases = await play_a_step(actor)
+        commit = await actor.snapshot()
+        await actor.committed(1)
+        await actor.put([scripted_group(leases[3], rewards=(0, 1))])  # of version 0
+        await actor.take(1, 0)
+        await actor.trained(2, 0)
+        await actor.go_back(commit, 1)
+        batch = await actor.take(1, 1)
+        assert isinstance(batch, Batch)
+        assert [entry.group.ordinal for entry in batch.groups] == [2, 3]
+        with pytest.raises(ValueError, match="timeline"):
+            await actor.trained(2, 0)
+        await actor.trained(2, 1)
+
+    asyncio.run(play())
+    with JournalReader(tmp_path / FILE_NAME) as journal:
+        found = audit(journal.rows(), Promise(max_uses=1, max_staleness=1))
+    assert found.findings == []
+    assert found.fates == {"trained": 4}
+    assert len(found.rollbacks) == 1
+
+
+def test_calls_wait_while_it_goes_back(job: JobConfig, tmp_path: Path) -> None:
+    async def play() -> None:
+        actor = opened(job, tmp_path)
+        commit = await actor.snapshot()
+        back = asyncio.create_task(actor.go_back(commit, 1))
+        await asyncio.sleep(0)
+        reply = await actor.lease("w0", 0, 1, held=(), yielded_version=None)
+        assert back.done()
+        assert reply.timeline == reply.leases[0].timeline == 1
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize("num_kills", [3])
+def test_a_killed_process_comes_back_by_itself(
+    ray_cluster: Any, job: JobConfig, tmp_path: Path, num_kills: int
+) -> None:
+    """Calls that were under way are repeated by Ray, and change nothing twice."""
+    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
+    learner = job.learner.model_copy(update={"num_steps": 50})
+    many = job.model_copy(update={"learner": learner})
+    actor = ray_cluster.remote(ReplayActor).options(**options).remote(many, tmp_path)
+    client = ReplayClient(actor)
+    killed, version, held = 0, 0, {}
+    while version < 8:
+        ask = client.lease("w0", 0, 2, held=list(held), yielded_version=None)
+        if killed < num_kills and version == 2 * killed + 1:
+            os.kill(ray_cluster.get(actor.pid.remote()), signal.SIGKILL)
+            killed += 1
+        reply = ask.result(TIMEOUT_S)
+        held |= {lease.lease_id: lease for lease in reply.leases}
+        groups = [scripted_group(lease, rewards=(0, 1)) for lease in held.values()]
+        replies = client.put(groups).result(TIMEOUT_S)
+        assert [reply.refused for reply in replies] == [None] * len(groups)
+        held.clear()
+        if isinstance(client.take(version, 0).result(TIMEOUT_S), Batch):
+            version += 1
+            client.trained(version, 0).result(TIMEOUT_S)
+    ray_cluster.kill(actor)
+    with JournalReader(tmp_path / FILE_NAME) as journal:
+        found = audit(journal.rows(), Promise(max_uses=1, max_staleness=1))
+    assert (found.findings, killed, found.fates["trained"]) == ([], num_kills, 16)
 
 
 def test_prompts_are_rendered_from_the_jobs_data(job: JobConfig) -> None:
     actor = opened(job)
-    lease = asyncio.run(actor.lease("w0", 0, 1, yielded_version=None)).leases[0]
+    lease = asyncio.run(actor.lease("w0", 0, 1, held=(), yielded_version=None)).leases[0]
     assert (lease.prompt.text, lease.prompt.token_ids.tolist()) == ("0+0=", [1, 11, 1, 12])
     evaluation = actor.eval_prompts()
     assert [prompt.text for prompt in evaluation] == ["0+0==", "1+1==", "2+2=="]  # as a chat
-    assert actor.stats()["num_running"] == 1
+    assert asyncio.run(actor.stats())["num_running"] == 1
 
 
 def test_it_owns_what_it_accepted(job: JobConfig) -> None:
     actor = opened(job)
-    leases = asyncio.run(actor.lease("w0", 0, 2, yielded_version=None)).leases
+    leases = asyncio.run(actor.lease("w0", 0, 2, held=(), yielded_version=None)).leases
     groups = [scripted_group(lease, rewards=(0, 1)) for lease in leases]
     for group in groups:
         assert asyncio.run(actor.put([group]))[0].refused is None
         group.rollouts[0].token_ids[:] = 0  # as if the memory were reused
-    batch = asyncio.run(actor.take(0))
+    batch = asyncio.run(actor.take(0, 0))
     assert isinstance(batch, Batch)
     assert batch.groups[0].group.rollouts[0].token_ids.tolist() == [7, 7]
 
@@ -155,23 +258,23 @@ def test_calls_are_held_until_something_changes(job: JobConfig) -> None:
     actor = opened(job.model_copy(update={"learner": learner}))
 
     async def play() -> tuple[Any, Any]:
-        leases = (await actor.lease("w0", 0, 4, yielded_version=None)).leases
-        batch = asyncio.create_task(actor.take(0))
-        more = asyncio.create_task(actor.lease("w0", 0, 1, yielded_version=None))
+        leases = (await actor.lease("w0", 0, 4, held=(), yielded_version=None)).leases
+        batch = asyncio.create_task(actor.take(0, 0))
+        more = asyncio.create_task(actor.lease("w0", 0, 1, held=range(4), yielded_version=None))
         await asyncio.sleep(0.01)
         assert not batch.done()
         for lease in leases:
             await actor.put([scripted_group(lease, rewards=(0, 1))])
         taken = await batch
         assert not more.done(), "no room before the batch is trained"
-        await actor.trained(1)
+        await actor.trained(1, 0)
         return taken, await more
 
     batch, more = asyncio.run(play())
     assert isinstance(batch, Batch)
     assert [lease.prompt.ordinal for lease in more.leases] == [4]
     start_s = time.monotonic()
-    assert isinstance(asyncio.run(opened(job).take(0)), Wait)
+    assert isinstance(asyncio.run(opened(job).take(0, 0)), Wait)
     assert time.monotonic() - start_s >= LONG_POLL_S
 
 
@@ -182,8 +285,8 @@ def test_without_held_out_data_there_are_no_prompts(job: JobConfig) -> None:
 
 def test_stop_is_passed_on(job: JobConfig) -> None:
     actor = opened(job)
-    lease = asyncio.run(actor.lease("w0", 0, 1, yielded_version=None)).leases[0]
+    lease = asyncio.run(actor.lease("w0", 0, 1, held=(), yielded_version=None)).leases[0]
     group = replace(scripted_group(lease, rewards=(0, 1)), incarnation=3)
     assert asyncio.run(actor.put([group]))[0].refused is RefusalReason.UNKNOWN_LEASE
     asyncio.run(actor.stop("interrupted"))
-    assert asyncio.run(actor.take(0)) == Stop(reason="interrupted")
+    assert asyncio.run(actor.take(0, 0)) == Stop(reason="interrupted")

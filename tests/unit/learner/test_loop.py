@@ -22,7 +22,9 @@ NUM_STEPS = 3
 class World:
     """One rank over a replay in this process, with everything that it does in `log`."""
 
-    def __init__(self, *, rank: int = 0, every_steps: int = 2, version: int = 0) -> None:
+    def __init__(
+        self, *, rank: int = 0, every_steps: int = 2, timeline: int = 0, version: int = 0
+    ) -> None:
         self.log: list[tuple[Any, ...]] = []
         self.job = make_job(
             learner={"num_steps": NUM_STEPS, "groups_per_batch": 2},
@@ -35,6 +37,7 @@ class World:
         self.loop = LearnerLoop(
             self.job,
             rank=rank,
+            timeline=timeline,
             version=version,
             step=self,  # type: ignore[arg-type]
             replay=self.replay,
@@ -49,7 +52,7 @@ class World:
         self.log.append(("train", batch.version))
         return {"loss": 0.0}
 
-    def publish(self, version: int, probe: Any) -> dict[str, float]:
+    def publish(self, timeline: int, version: int, probe: Any) -> dict[str, float]:
         self.log.append(("publish", version))
         return {"wire_s": 0.0}
 
@@ -73,16 +76,16 @@ class Replay(LocalReplay):
         self._world = world
         self._asked = 0
 
-    def take(self, version: int) -> Future[Batch | Wait | Stop]:
+    def take(self, version: int, timeline: int = 0) -> Future[Batch | Wait | Stop]:
         self._asked += 1
         if self._asked % 2 == 0:
-            for lease in self.lease("w", 0, 2, yielded_version=None).result().leases:
+            for lease in self.lease("w", 0, 2, held=[], yielded_version=None).result().leases:
                 self.put([scripted_group(lease, rewards=(0, 1))]).result()
-        return super().take(version)
+        return super().take(version, timeline)
 
-    def trained(self, version: int) -> Future[None]:
+    def trained(self, version: int, timeline: int = 0) -> Future[None]:
         self._world.log.append(("trained", version))
-        return super().trained(version)
+        return super().trained(version, timeline)
 
 
 def test_a_version_is_published_before_replay_hears_of_it_and_then_committed() -> None:
@@ -90,6 +93,7 @@ def test_a_version_is_published_before_replay_hears_of_it_and_then_committed() -
     assert world.loop.run() == NUM_STEPS
     assert world.log == [
         ("publish", 0),
+        ("commit", 0, 0),  # of a new run
         *[("train", 0), ("publish", 1), ("trained", 1), ("barrier",)],
         *[("train", 1), ("publish", 2), ("trained", 2), ("barrier",)],
         ("commit", 2, 2),  # the replay snapshot is of the same boundary
@@ -105,26 +109,36 @@ def test_a_version_is_published_before_replay_hears_of_it_and_then_committed() -
 def test_the_last_version_is_committed_once() -> None:
     world = World(every_steps=NUM_STEPS)
     world.loop.run()
-    assert [entry for entry in world.log if entry[0] == "commit"] == [("commit", 3, 3)]
+    assert [entry for entry in world.log if entry[0] == "commit"] == [
+        ("commit", 0, 0),
+        ("commit", 3, 3),
+    ]
+
+
+def test_a_run_that_goes_on_has_its_commit_already() -> None:
+    world = World(timeline=1)
+    world.replay.take = lambda version, timeline: _done(Stop(reason=f"{version} of {timeline}"))
+    assert world.loop.run() == 0
+    assert world.log == [("publish", 0), ("wait",)]
 
 
 def test_another_rank_publishes_and_commits_with_rank_0_but_does_not_speak_to_replay() -> None:
     world = World(rank=1, every_steps=1)
     first = world.replay.buffer
     world.replay.trained = None  # would raise if it were called
-    world.replay.take = lambda version: _done(_stop_after(version, first, world))
+    world.replay.take = lambda version, _timeline: _done(_stop_after(version, first, world))
     world.loop.run()
     assert ("trained", 1) not in world.log
     assert world.log.count(("barrier",)) == NUM_STEPS
     assert [entry[:2] for entry in world.log if entry[0] == "commit"] == [
-        ("commit", version) for version in (1, 2, 3)
+        ("commit", version) for version in (0, 1, 2, 3)
     ]
     assert world.events.drain() == []
 
 
 def test_a_silent_replay_ends_the_rank_at_the_deadline() -> None:
     world = World()
-    world.replay.take = lambda _version: Future()
+    world.replay.take = lambda _version, _timeline: Future()
     with pytest.raises(DeadlineExceeded, match="take of version 0"):
         world.loop.run()
 

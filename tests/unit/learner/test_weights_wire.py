@@ -10,11 +10,15 @@ import torch
 
 from learner.weights import _packed, _spec
 from rollout_worker.receiver import ObjectStoreReceiver, unpack
+from slipstream.errors import UpdateLost
 from slipstream.records import WeightUpdate
 
 
-def update(version: int, *buckets: list[tuple[str, torch.Tensor]]) -> WeightUpdate:
+def update(
+    version: int, *buckets: list[tuple[str, torch.Tensor]], timeline: int = 0
+) -> WeightUpdate:
     return WeightUpdate(
+        timeline=timeline,
         version=version,
         bucket_specs=tuple(tuple(_spec(*named) for named in bucket) for bucket in buckets),
         buckets=tuple(_packed(bucket) for bucket in buckets),
@@ -48,26 +52,52 @@ def test_a_bucket_of_another_size_is_refused() -> None:
 
 
 def test_poll_asks_once_and_never_goes_back() -> None:
-    asked: list[int] = []
+    asked: list[tuple[int, int]] = []
     futures: list[Future[Any]] = []
 
-    def wait_newer(version: int) -> Future[Any]:
-        asked.append(version)
+    def wait_newer(held: tuple[int, int]) -> Future[Any]:
+        asked.append(held)
         futures.append(Future())
         return futures[-1]
 
     receiver = ObjectStoreReceiver(wait_newer, lambda reference: reference)
-    assert receiver.poll(-1) is None
-    assert receiver.poll(-1) is None
-    assert asked == [-1]
+    assert receiver.poll((0, -1)) is None
+    assert receiver.poll((0, -1)) is None
+    assert asked == [(0, -1)]
     futures[0].set_result(update(3))
-    newest = receiver.poll(-1)
+    newest = receiver.poll((0, -1))
     assert newest is not None
     assert newest.version == 3
-    receiver.poll(3)
+    receiver.poll((0, 3))
     futures[1].set_result(None)  # nothing newer within the board's patience
-    assert receiver.poll(3) is None
-    receiver.poll(3)
+    assert receiver.poll((0, 3)) is None
+    receiver.poll((0, 3))
     futures[2].set_result(update(2))
-    assert receiver.poll(3) is None
-    assert asked == [-1, 3, 3]
+    assert receiver.poll((0, 3)) is None
+    assert asked == [(0, -1), (0, 3), (0, 3)]
+    receiver.poll((0, 3))
+    futures[3].set_result(update(2, timeline=1))  # the run went back
+    newest = receiver.poll((0, 3))
+    assert newest is not None
+    assert newest.order == (1, 2)
+
+
+def test_an_update_whose_publisher_died_is_waited_past() -> None:
+    asked: list[tuple[int, int]] = []
+
+    def wait_newer(held: tuple[int, int]) -> Future[Any]:
+        asked.append(held)
+        answer: Future[Any] = Future()
+        answer.set_result(update(3, [("a", torch.zeros(4))]))
+        return answer
+
+    def get(reference: Any) -> Any:
+        raise UpdateLost("its owner died")
+
+    receiver = ObjectStoreReceiver(wait_newer, get)
+    newest = receiver.poll((0, 2))
+    assert newest is not None
+    with pytest.raises(UpdateLost):
+        list(receiver.tensors(newest))
+    assert receiver.poll((0, 2)) is None
+    assert asked == [(0, 2), (0, 3)]

@@ -6,14 +6,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from replay.buffer import ReplayBuffer
+from replay.codec import decode
+from replay.rollback import go_back
 from replay.rules import Rules
 from replay.scripted import LocalReplay, scripted_group, scripted_prompt
+from replay.state import ReplayState
 from rollout_worker.engine import GREEDY, GenerationRequest
 from rollout_worker.scripted_engine import ScriptedEngine
 from rollout_worker.worker import RolloutWorker, rollout_seed
@@ -39,8 +43,9 @@ class Receiver:
     def __init__(self) -> None:
         self.newest: WeightUpdate | None = None
 
-    def publish(self, version: int, probe: Probe | None = None) -> None:
+    def publish(self, version: int, probe: Probe | None = None, timeline: int = 0) -> None:
         self.newest = WeightUpdate(
+            timeline=timeline,
             version=version,
             bucket_specs=(),
             buckets=(),
@@ -48,8 +53,8 @@ class Receiver:
             published_at_s=time.time(),
         )
 
-    def poll(self, held_version: int) -> WeightUpdate | None:
-        newer = self.newest is not None and self.newest.version > held_version
+    def poll(self, held: tuple[int, int]) -> WeightUpdate | None:
+        newer = self.newest is not None and self.newest.order > held
         return self.newest if newer else None
 
     def tensors(self, update: WeightUpdate) -> Iterator[tuple[str, Any]]:
@@ -335,7 +340,7 @@ def test_a_transfer_is_carried_out_as_a_whole() -> None:
     world.turn_until(lambda: world.engine.num_running > 0)
     update = world.receiver.newest
     assert update is not None
-    newer = WeightUpdate(version=1, bucket_specs=(), buckets=(), probe=None, published_at_s=0.0)
+    newer = replace(update, version=1)
     calls = [
         ("start_weight_update", {}),
         ("update_weights", {}),
@@ -356,3 +361,37 @@ def test_a_transfer_is_carried_out_as_a_whole() -> None:
     asked[-1].result(timeout=5)
     assert world.engine.version == 1
     assert world.engine.num_running >= running - 4
+
+
+def test_when_the_run_goes_back_it_adopts_the_older_version_and_starts_anew() -> None:
+    world = World()
+    world.receiver.publish(0)
+    world.batch(0)
+    world.receiver.publish(1)
+    world.buffer.trained(1)
+    commit = world.buffer.snapshot()
+    world.turn_until(lambda: world.engine.version == 1 and world.engine.num_running > 0)
+    state, groups = go_back(
+        commit.state,
+        world.buffer.rules,
+        groups={ordinal: decode(group) for ordinal, group in commit.groups.items()},
+        since=(),
+        timeline=1,
+        num_issued=world.buffer.state.ledger.num_issued,
+        next_lease_id=world.buffer.state.next_lease_id,
+    )
+    first_new = state["next_lease_id"]
+    restored = ReplayState.restore(state, lambda ordinal, _: groups[ordinal])
+    world.buffer = ReplayBuffer(world.buffer.rules, scripted_prompt, state=restored)
+    world.replay.buffer = world.buffer
+    for _ in range(100):
+        world.worker.turn()
+    assert world.engine.num_running == 0, "what ran is void, and the new leases wait"
+    assert min(world.buffer.state.running) == first_new
+    world.receiver.publish(1, timeline=1)
+
+    def ready() -> bool:
+        return isinstance(world.buffer.take(1, time.monotonic(), timeline=1), Batch)
+
+    world.turn_until(ready)
+    assert world.buffer.stats()["refusals"] == {}
