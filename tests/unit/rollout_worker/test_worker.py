@@ -394,4 +394,4 @@ def test_when_the_run_goes_back_it_adopts_the_older_version_and_starts_anew() ->
         return isinstance(world.buffer.take(1, time.monotonic(), timeline=1), Batch)
 
     world.turn_until(ready)
-    assert world.buffer.stats()["refusals"] == {}
+    assert set(world.buffer.stats()["refusals"]) <= {"unknown_lease"}  # what was scored already
