@@ -235,7 +235,8 @@ class Fleet:
         running = [worker.running for worker in self.workers if worker.running is not None]
         if running:
             ray.wait(running, num_returns=len(running), timeout=STOP_TIMEOUT_S)
-        for actor in [self.replay, self.board, *(r.actor for r in [*self.workers, *self.ranks])]:
+        # Those that call the others first.
+        for actor in [*(r.actor for r in [*self.ranks, *self.workers]), self.board, self.replay]:
             ray.kill(actor)
         self.placement.remove()
 

@@ -144,7 +144,7 @@ class _Run:
         self._starts_from[found.commit.path] += 1
         if self._starts_from[found.commit.path] > self._job.learner.max_restarts:
             raise failure
-        self._progress.note(str(failure))
+        self._progress.note(str(failure).splitlines()[0])
         commit = _taken(found, self._progress)
         timeline = claim_timeline(checkpoints)
         self._fleet.go_back(commit, timeline)

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,9 @@ SMALL = (
     "learner.groups_per_batch=8",
     "data.eval_num_prompts=20",
 )
+
+
+TEN = (*SMALL, "learner.num_steps=10", "checkpoint.every_steps=5")
 
 
 def command(job: Path, runs: Path, *arguments: str) -> list[str]:
@@ -45,8 +50,41 @@ def launch(job: Path, runs: Path, *arguments: str) -> subprocess.CompletedProces
     )
 
 
+@contextmanager
+def started(job: Path, runs: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        command(job, runs, *arguments),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + 200
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.1)
+
+
+def kill_with_children(pid: int) -> None:
+    """As when the machine loses power."""
+    parent = psutil.Process(pid)
+    for process in [*parent.children(recursive=True), parent]:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
 def events(run: Path, kind: str) -> list[dict[str, Any]]:
-    lines = (run / "metrics.jsonl").read_text().splitlines()
+    file = run / "metrics.jsonl"
+    lines = file.read_text().splitlines() if file.exists() else []
     return [event for event in map(json.loads, lines) if event["kind"] == kind]
 
 
@@ -72,7 +110,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`sync`, and `buffered` with the staleness bound 0, on the same seed."""
     directory = tmp_path_factory.mktemp("runs")
     for mode, arguments in (("sync", ()), ("buffered", ("replay.max_staleness=0",))):
-        done = launch(EXAMPLES / f"{mode}.yaml", directory, *SMALL, f"name={mode}", *arguments)
+        done = launch(EXAMPLES / f"{mode}.yaml", directory, *TEN, f"name={mode}", *arguments)
         assert done.returncode == 0, done.stdout + done.stderr
         assert_nothing_is_left()
     return directory
@@ -85,7 +123,7 @@ def newest_commit(run: Path) -> Path:
 def test_zero_means_zero(runs: Path) -> None:
     """The same token ids step by step, and bit-identical weights."""
     sync, buffered = (events(runs / mode, "step") for mode in ("sync", "buffered"))
-    assert len(sync) == 5
+    assert len(sync) == 10
     assert [e["tokens_sha256"] for e in sync] == [e["tokens_sha256"] for e in buffered]
     assert all(event["lags"] == {"0": 8} for event in [*sync, *buffered])
     weights = [
@@ -99,16 +137,16 @@ def test_zero_means_zero(runs: Path) -> None:
 @pytest.mark.parametrize("mode", ["sync", "buffered"])
 def test_every_adoption_passed_the_probe(runs: Path, mode: str) -> None:
     adopted = events(runs / mode, "adopted")
-    assert [event["version"] for event in adopted] == [0, 1, 2, 3, 4, 5]
+    assert [event["version"] for event in adopted] == list(range(11))
     assert all(event["probe_error"] < 1e-4 for event in adopted)
 
 
 def test_the_run_directory_is_whole(runs: Path) -> None:
     result = json.loads((runs / "sync" / "result.json").read_text())
-    assert result["steps"] == 5
-    assert result["trained_groups"] == 40
-    assert [e["version"] for e in result["evals"]] == [0, 5]
-    assert result["replay"]["num_trained"] == 40
+    assert result["steps"] == 10
+    assert result["trained_groups"] == 80
+    assert [e["version"] for e in result["evals"]] == [0, 10]
+    assert result["replay"]["num_trained"] == 80
     assert "learning_rate" in (runs / "sync" / "job.yaml").read_text()
 
 
@@ -123,14 +161,78 @@ def test_transformers_loads_the_trained_model(runs: Path) -> None:
         assert model(tokens["input_ids"]).logits.isfinite().all()
 
 
-def test_it_goes_on_from_the_last_commit(runs: Path) -> None:
-    done = launch(
-        EXAMPLES / "sync.yaml", runs, *SMALL, "name=sync", "learner.num_steps=7", "--resume"
-    )
+def test_killed_and_resumed_is_as_if_it_had_never_been_killed(runs: Path) -> None:
+    """Token ids, weights and optimizer state, bit for bit."""
+    arguments = (*TEN, "name=killed")
+    with started(EXAMPLES / "sync.yaml", runs, *arguments) as job:
+        wait_for(lambda: any(event["version"] == 5 for event in events(runs / "killed", "commit")))
+        kill_with_children(job.pid)
+    done = launch(EXAMPLES / "sync.yaml", runs, *arguments, "--resume")
     assert done.returncode == 0, done.stdout + done.stderr
-    steps = events(runs / "sync", "step")
-    assert [event["version"] for event in steps] == [1, 2, 3, 4, 5, 6, 7]
-    assert json.loads((runs / "sync" / "result.json").read_text())["replay"]["num_trained"] == 56
+    assert "going on from version 5" in done.stdout
+    whole, killed = ({e["version"]: e for e in events(runs / name, "step")} for name in NAMES)
+    for version in range(1, 11):
+        assert killed[version]["tokens_sha256"] == whole[version]["tokens_sha256"], version
+    whole_files, killed_files = (learner_files(newest_commit(runs / name)) for name in NAMES)
+    assert whole_files.keys() == killed_files.keys()
+    for name, tensors in whole_files.items():
+        for key, tensor in tensors.items():
+            assert tensor.equal(killed_files[name][key]), f"{name}: {key}"
+    assert ledger(runs / "killed")["fates"] == {"trained": 80}
+    assert_nothing_is_left()
+
+
+NAMES = ("sync", "killed")
+
+
+def learner_files(commit: Path) -> dict[str, dict[str, Any]]:
+    """Every tensor of model and optimizer state, by file and place."""
+    import torch
+
+    files = sorted((commit / "learner" / "state").rglob("*.pt"))
+    assert files
+    return {file.name: tensors_in(torch.load(file, weights_only=False)) for file in files}
+
+
+def tensors_in(value: Any, place: str = "") -> dict[str, Any]:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return {place: value}
+    if isinstance(value, dict):
+        items: Any = value.items()
+    elif isinstance(value, list | tuple):
+        items = enumerate(value)
+    else:
+        return {}
+    return {k: v for key, item in items for k, v in tensors_in(item, f"{place}/{key}").items()}
+
+
+def ledger(run: Path) -> dict[str, Any]:
+    """The promise holds, or this raises."""
+    program = [sys.executable, "-m", "orchestrator.cli", "ledger", str(run), "--json"]
+    done = subprocess.run(program, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_every_role_may_be_killed(tmp_path: Path) -> None:
+    """The learner and replay come back by themselves, the others with --resume; see the script."""
+    program = [sys.executable, str(ROOT / "scripts" / "chaos.py"), "--runs", str(tmp_path)]
+    done = subprocess.run(
+        [*program, "--kills", "4", "--steps", "60", "--no-page"],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=550,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    found = ledger(tmp_path / "chaos")
+    assert found["fates"] == {"trained": 60 * 32}
+    assert found["rollbacks"]
+    assert_nothing_is_left()
 
 
 PPO = (
@@ -182,24 +284,14 @@ def test_multinode_places_roles_by_label(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_commits_and_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
-    job = subprocess.Popen(
-        command(EXAMPLES / "buffered.yaml", tmp_path, "name=stopped", "data.eval_num_prompts=20"),
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    run, deadline_s = tmp_path / "stopped", time.monotonic() + 200
-    while not (run / "metrics.jsonl").exists() or not events(run, "step"):
-        assert job.poll() is None
-        assert time.monotonic() < deadline_s
-        time.sleep(0.5)
-    job.send_signal(number)
-    output, _ = job.communicate(timeout=100)
+    run, arguments = tmp_path / "stopped", ("name=stopped", "data.eval_num_prompts=20")
+    with started(EXAMPLES / "buffered.yaml", tmp_path, *arguments) as job:
+        wait_for(lambda: bool(events(run, "step")))
+        job.send_signal(number)
+        output, _ = job.communicate(timeout=100)
     assert job.returncode == 130, output
     assert "Traceback" not in output
-    assert newest_commit(run).name == f"step-{events(run, 'step')[-1]['version']:08d}-t0001"
+    assert newest_commit(run).name == f"step-{events(run, 'step')[-1]['version']:08d}-t0000"
     assert_nothing_is_left()
 
 
