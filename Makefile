@@ -3,7 +3,7 @@ SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONWARNINGS := ignore::SyntaxWarning
 
-.PHONY: help install quickstart check test seeds modes bench algorithms staleness peers chaos clean
+.PHONY: help install quickstart check test seeds modes bench algorithms staleness peers bench-replay chaos clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -52,6 +52,10 @@ staleness: install
 peers: install
 	scripts/environment.sh .venv-peers scripts/peers/requirements.txt scripts/peers/overrides.txt
 	PYTHONPATH=.:scripts .venv-peers/bin/python scripts/peers/compare.py
+
+## make bench-replay groups a second through replay, beside Ray's queue; writes docs/results/bench_replay.md
+bench-replay: install
+	PYTHONPATH=.:scripts python scripts/bench_replay.py
 
 ## make chaos        every role killed at random moments; writes docs/results/chaos.md
 chaos: install

@@ -27,6 +27,7 @@ SMALL = (
 )
 
 
+MARK = "SLIPSTREAM_TEST"  # in the environment of whatever these tests start
 TEN = (*SMALL, "learner.num_steps=10", "checkpoint.every_steps=5")
 
 
@@ -36,7 +37,7 @@ def command(job: Path, runs: Path, *arguments: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", MARK: "1"}
 
 
 def launch(job: Path, runs: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -89,18 +90,20 @@ def events(run: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def processes() -> dict[int, str]:
-    """Ray's and our own processes."""
+    """Ray's and our own processes, of jobs that were launched by these tests."""
     names = ("raylet", "gcs_server", "ray::", "orchestrator.cli")
-    lines = {p.pid: " ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])}
-    return {pid: line for pid, line in lines.items() if any(name in line for name in names)}
-
-
-BEFORE = processes()  # somebody else's on this machine
+    found = {}
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            line = " ".join(process.cmdline())
+            if any(name in line for name in names) and MARK in process.environ():
+                found[process.pid] = line
+    return found
 
 
 def assert_nothing_is_left() -> None:
     deadline_s = time.monotonic() + 20
-    while left := processes().items() - BEFORE.items():
+    while left := processes():
         assert time.monotonic() < deadline_s, left
         time.sleep(0.5)
 
