@@ -86,10 +86,9 @@ class LearnerRank:
         run_dir: Path,
         *,
         timeline: int,
-        commit: Path | None,
-    ) -> int:
-        """Load the model, meet the other ranks; returns the version it starts from, that of
-        `commit` where the run goes on from one.
+        commit_dir: Path | None,
+    ) -> None:
+        """Load the model, meet the other ranks, and go on from a commit where there is one.
 
         The ranks meet at `address`; with `nccl` rank 0 meets the workers at `weights_address`.
         """
@@ -123,10 +122,9 @@ class LearnerRank:
             rendezvous=weights_address,
             checkpoints=run_dir / "checkpoints",
             timeline=timeline,
-            commit=commit,
+            commit_dir=commit_dir,
             events=self._events,
         )
-        return int(self._loop.version)
 
     def run(self) -> int:
         """Train to the end of the job; returns the last version."""

@@ -36,12 +36,12 @@ def build_loop(
     rendezvous: tuple[str, int],
     checkpoints: Path,
     timeline: int,
-    commit: Path | None,
+    commit_dir: Path | None,
     events: EventLog,
 ) -> LearnerLoop:
     """This rank's loop; RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set.
 
-    `commit`: the directory of the verified commit to go on from, the same on every rank.
+    `commit_dir`: of the verified commit to go on from, the same on every rank.
     """
     torch.manual_seed(job.seed)
     device = _join(job)
@@ -51,9 +51,9 @@ def build_loop(
     step = LearnerStep(job, engine, reference, critic)
     contents = Contents(job=job, engine=engine, critic=critic, reference=reference, step=step)
     version = 0
-    if commit is not None:
-        version = checkpoint.read_manifest(commit)["version"]
-        contents.restore(commit / LEARNER)
+    if commit_dir is not None:
+        version = checkpoint.read_manifest(commit_dir)["version"]
+        contents.restore(commit_dir / LEARNER)
     return LearnerLoop(
         job,
         rank=engine.rank,

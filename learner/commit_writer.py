@@ -135,7 +135,6 @@ class CommitWriter:
             # Less than the ranks' collectives wait, in which the others meet the next commit.
             timeout_s=self._job.learner.start_timeout_s / 2,
             contents={
-                "layout": self._job.layout,
                 "job": self._job.model_dump(mode="json"),
                 "job_hash": job_hash(self._job),
                 "replay": {} if replay is None else replay.state,

@@ -180,23 +180,24 @@ class Fleet:
     def _started_ranks(self, commit: Commit | None, timeline: int) -> dict[Any, str]:
         """Their calls to `start`, with their names."""
         first = self.ranks[0]
-        addresses = [
+        meeting, weights = (
             _get(first.actor.address.remote(), self.job.learner.start_timeout_s, first.name)
             for _ in range(2)
-        ]
+        )
         handles = [worker.actor for worker in self.workers]
         client = ReplayClient(self.replay)
         path = None if commit is None else commit.path
         self.start_version = 0 if commit is None else commit.version
         return {
             rank.actor.start.remote(
-                *addresses,
+                meeting,
+                weights,
                 client,
                 self.board,
                 handles,
                 self.run_dir,
                 timeline=timeline,
-                commit=path,
+                commit_dir=path,
             ): rank.name
             for rank in self.ranks
         }

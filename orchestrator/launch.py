@@ -150,6 +150,8 @@ class _Run:
         self._fleet.go_back(commit, timeline)
         event = {
             "kind": "went_back",
+            "role": "driver",
+            "index": 0,
             "time_s": time.time(),
             "version": commit.version,
             "timeline": timeline,

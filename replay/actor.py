@@ -1,6 +1,6 @@
 """The process shell of replay: data, tokenizer, clock and journal around the state machine.
 
-    worker ── lease, put ──▶ ReplayActor ◀── take, trained, snapshot ── learner rank
+    worker ── lease, put ──▶ ReplayActor ◀── take, trained, snapshot, committed ── learner rank
                                  │ ▲ open, go_back, stop, stats, eval_prompts ── orchestrator
                                  ▼
                               journal: every call is answered once its facts are down
@@ -15,7 +15,6 @@ Ray starts another, which goes on from the journal, and repeats the calls that w
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -25,10 +24,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-
 from replay.buffer import ReplayBuffer
-from replay.codec import decode
 from replay.facts import Fact
 from replay.journal import FILE_NAME
 from replay.keeper import Keeper
@@ -69,12 +65,13 @@ class ReplayActor:
         self._settled = asyncio.Event()  # not while the run goes back
         self._settled.set()
         self._facts: list[Fact] = []  # that are not written down yet
-        # Step boundaries handed out for a commit: by version, place in the journal, leases.
+        # Step boundaries whose commits are not durable yet, by version: their place in the journal,
+        # and the leases of the groups that were buffered.
         self._boundaries: dict[int, tuple[Mapping[str, Any], list[int]]] = {}
 
     def open(self) -> None:
         """Load tokenizer and data, and open the journal. Raises DataError, JournalError."""
-        assert self._buffer, "made now"
+        _ = self._buffer  # made now
 
     # --- what is opened once, by `open`, or by the first call after a restart ---------
 
@@ -130,18 +127,18 @@ class ReplayActor:
 
         if yielded_version is not None:
             self._notify()  # the learner may be waiting for just this
-        return await self._held(ask, says_something)
+        return await self._answered(ask, says_something)
 
     async def put(self, groups: Sequence[Group]) -> Sequence[PutReply]:
         await self._settled.wait()
         now_s = time.monotonic()
-        replies = [self._buffer.put(_owned(group), now_s) for group in groups]
+        replies = [self._buffer.put(group, now_s) for group in groups]
         self._notify()
         await self._written()
         return replies
 
     async def take(self, version: int, timeline: int) -> Batch | Wait | Stop:
-        return await self._held(
+        return await self._answered(
             lambda: self._buffer.take(version, time.monotonic(), timeline=timeline),
             lambda reply: not isinstance(reply, Wait),
         )
@@ -176,7 +173,7 @@ class ReplayActor:
         self._boundaries = {v: kept for v, kept in self._boundaries.items() if v > version}
 
     async def go_back(self, commit: ReplaySnapshot, timeline: int) -> None:
-        """To the step boundary of a commit; `timeline` begins there.
+        """To the step boundary of a commit; `timeline` begins there. Asked again, it does nothing.
 
         What the timeline before has leased or taken is void.
         """
@@ -190,23 +187,16 @@ class ReplayActor:
     async def _go_back(self, commit: ReplaySnapshot, timeline: int) -> None:
         await self._written()
         now, place = self._buffer.state, commit.state["journal"]
+        if timeline == now.timeline:
+            return  # asked again, as the answer got lost
         assert timeline > now.timeline, "a timeline that was before"
-        version = commit.state["version"]
-        state, groups = go_back(
-            commit.state,
-            self._rules,
-            groups={ordinal: decode(group) for ordinal, group in commit.groups.items()},
-            since=await self._keeper.groups_since(place, version),
-            timeline=timeline,
-            num_issued=now.ledger.num_issued,
-            next_lease_id=now.next_lease_id,
-        )
+        since = await self._keeper.groups_since(place, commit.state["version"])
+        state, groups = go_back(now, commit, self._rules, since=since, timeline=timeline)
         if self._keeper.knows(place):
             state["from_seq"] = place["seq"]
         await self._keeper.keep_rollback(state, groups.values())
         self._boundaries.clear()
-        restored = ReplayState.restore(state, lambda ordinal, _: groups[ordinal])
-        self._buffer = self._buffer_of(restored)
+        self._buffer = self._buffer_of(ReplayState.restore(state, groups.__getitem__))
 
     # --- waiting ----------------------------------------------------------------------
 
@@ -219,7 +209,7 @@ class ReplayActor:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def _held(self, ask: Callable[[], T], says_something: Callable[[T], bool]) -> T:
+    async def _answered(self, ask: Callable[[], T], says_something: Callable[[T], bool]) -> T:
         """The first answer that says something, or the last one within LONG_POLL_S."""
         deadline_s = time.monotonic() + LONG_POLL_S
         while True:
@@ -238,9 +228,6 @@ class ReplayActor:
         self._buffer.expire(time.monotonic())
         await self._written()
         return self._buffer.stats()
-
-    def pid(self) -> int:
-        return os.getpid()
 
     def eval_prompts(self) -> list[Prompt]:
         """The first `eval_num_prompts` items of data.eval, in order, without over-long ones."""
@@ -295,18 +282,6 @@ class ReplayClient:
 
     def committed(self, version: int) -> Future[None]:
         return _future(self._actor.committed.remote(version))
-
-
-def _owned(group: Group) -> Group:
-    """A copy: arrays that arrive over Ray can be views of memory that goes with its worker."""
-    return replace(
-        group,
-        prompt_token_ids=np.array(group.prompt_token_ids),
-        rollouts=tuple(
-            replace(r, token_ids=np.array(r.token_ids), logprobs=np.array(r.logprobs))
-            for r in group.rollouts
-        ),
-    )
 
 
 def _future(reference: Any) -> Future[Any]:

@@ -176,7 +176,7 @@ class _Fold:
 
     def fact(self, row: FactRow) -> None:
         self._is_empty = False
-        ordinal = -1 if row.ordinal is None else row.ordinal
+        ordinal = _int(row.ordinal) if row.kind != "trained" else -1
         match row.kind:
             case "leased":
                 self._leased(row, ordinal)
@@ -409,7 +409,7 @@ class _Fold:
         self._items = {int(ordinal): _Item() for ordinal in ledger["pending"]}
         self._pending = set(self._items)
         self._num_known_before = ledger["num_issued"]
-        for ordinal, lease_id, uses in state.get("buffered", ()):
+        for ordinal, lease_id, uses in state["buffered"]:
             fate = None if ordinal in self._pending else TRAINED
             self._items[ordinal] = _Item(fate=fate, lease_id=lease_id, num_uses=uses)
         found.fates = Counter(ledger["counts"])
@@ -439,12 +439,12 @@ class _Fold:
     def _compare_groups(self, row: SnapshotRow) -> None:
         state = row.state
         mine = {self._items[o].lease_id for o in self._pending} - {None}
-        theirs = {lease_id for o, lease_id, _ in state.get("buffered", ()) if o in self._pending}
-        if "buffered" in state and mine != theirs:
+        theirs = {lease_id for o, lease_id, _ in state["buffered"] if o in self._pending}
+        if mine != theirs:
             text = f"leases {_some(mine ^ theirs)}: buffered here or by the facts, but not both"
             self._breach(Breach.SNAPSHOT, row, text)
-        running = {leased["lease_id"] for leased in state.get("running", ())}
-        if "running" in state and running != set(self._running):
+        running = {leased["lease_id"] for leased in state["running"]}
+        if running != set(self._running):
             differ = running ^ set(self._running)
             text = f"leases {_some(differ)}: running here or by the facts, but not both"
             self._breach(Breach.SNAPSHOT, row, text)

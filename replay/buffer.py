@@ -15,12 +15,13 @@ Nor more than the steps that are left can use. *Bound.* What may be in a batch, 
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Callable, Collection
 from typing import Any
 
 from replay.checks import check_group
 from replay.choosing import all_rewards_equal, choose
-from replay.codec import encode
 from replay.facts import (
     Accepted,
     Dropped,
@@ -38,6 +39,7 @@ from replay.rules import Rules
 from replay.selection import Chosen
 from replay.state import ReplayState
 from replay.workers import Workers
+from slipstream.codec import encode
 from slipstream.records import (
     Batch,
     DropReason,
@@ -71,7 +73,9 @@ class ReplayBuffer:
         self._prompt_at = prompt_at
         self._record = record
         self._workers = Workers()
-        self._leases: dict[int, Lease] = {}  # the running ones, as workers know them
+        # The running ones as workers know them, by worker and lease id; whole after `expire`.
+        self._leases: defaultdict[str, dict[int, Lease]] = defaultdict(dict)
+        self._next_expiry_s = -math.inf  # before it none expires
         self._stop: Stop | None = None
         self._waiting_for = "the first prompts"
         self._stop_after_last_step()
@@ -105,7 +109,7 @@ class ReplayBuffer:
         if not self._workers.register(worker, incarnation, yielded_version=yielded_version):
             reason = f"{worker} {incarnation} was replaced by a later incarnation"
             return self._reply((), (), Stop(reason=reason))
-        running = [lease for lease in self._running(now_s) if lease.worker == worker]
+        running = list(self._leases[worker].values())
         for lease in running:
             if lease.incarnation < incarnation:
                 self._reissue(lease, "worker_replaced")
@@ -159,7 +163,7 @@ class ReplayBuffer:
             needs_greedy=self.rules.needs_greedy,
             newest_version=self._newest_version(),
         )
-        del self._leases[group.lease_id]
+        del self._leases[leased.worker][leased.lease_id]
         if refusal is None:
             self._accept(group)
             return PutReply()
@@ -172,27 +176,28 @@ class ReplayBuffer:
 
     def expire(self, now_s: float) -> None:
         """Issue again what was not handed in within its lease's time."""
-        for lease in self._running(now_s):
+        if now_s < self._next_expiry_s:
+            return
+        self._next_expiry_s = (
+            now_s + self.rules.lease_timeout_s
+        )  # of whatever is leased from now on
+        for leased in list(self.state.running.values()):
+            lease = self._lease(leased, now_s)
             if lease.expires_at_s <= now_s:
                 self._reissue(lease, "expired")
-
-    def _running(self, now_s: float) -> list[Lease]:
-        return [self._lease(leased, now_s) for leased in self.state.running.values()]
+            else:
+                self._next_expiry_s = min(self._next_expiry_s, lease.expires_at_s)
 
     def _reissue(self, lease: Lease, cause: str) -> None:
         """For no fault of the prompt; does not count towards `max_attempts`."""
-        del self._leases[lease.lease_id]
+        del self._leases[lease.worker][lease.lease_id]
         self._happened(Reissued(ordinal=lease.prompt.ordinal, cause=cause))
 
     def _room(self) -> int:
         """How many more leases fit the staleness budget and are of use to the steps left."""
         if self.rules.num_sharing_workers and self.state.batch is not None:
             return 0  # the devices are the learner's
-        return max(0, self._budget() - self._num_outstanding())
-
-    def _budget(self) -> int:
-        num_batches = min(self.rules.max_staleness + 1, self.rules.num_steps - self.version)
-        return num_batches * self.rules.groups_per_batch
+        return max(0, self.rules.budget(self.version) - self._num_outstanding())
 
     def _held_back(self) -> str | None:
         """Why a worker that asks now gets no lease."""
@@ -204,13 +209,14 @@ class ReplayBuffer:
             return "the shared devices are the learner's"
         left = self.rules.num_steps - self.version
         limit = "steps left" if left <= self.rules.max_staleness else "staleness budget"
-        return f"{limit}: {self._num_outstanding()} of {self._budget()} groups outstanding"
+        budget = self.rules.budget(self.version)
+        return f"{limit}: {self._num_outstanding()} of {budget} groups outstanding"
 
     def _num_outstanding(self) -> int:
         """Running or accepted and not trained; a batch under way counts in full, reused or not."""
         under_way = () if self.state.batch is None else self.state.batch.groups
         num_reused = sum(entry.use > 1 for entry in under_way)
-        return len(self.state.running) + self.state.shelf.num_unused() + num_reused
+        return len(self.state.running) + self.state.shelf.num_unused + num_reused
 
     def _grant(self, worker: str, incarnation: int, now_s: float) -> Lease:
         prompt = self._next_prompt()
@@ -225,8 +231,8 @@ class ReplayBuffer:
             min_version=self.version,
         )
         self._happened(leased)
-        self._leases[leased.lease_id] = self._with_prompt(leased, prompt, now_s)
-        return self._leases[leased.lease_id]
+        lease = self._leases[worker][leased.lease_id] = self._with_prompt(leased, prompt, now_s)
+        return lease
 
     def _next_prompt(self) -> Prompt:
         """The lowest to be issued again, or the stream's next; too long ones get their fate."""
@@ -240,11 +246,12 @@ class ReplayBuffer:
 
     def _lease(self, leased: Leased, now_s: float) -> Lease:
         """As its worker knows it. One that ran before replay was restarted gets its time anew."""
-        if leased.lease_id not in self._leases:
+        known = self._leases[leased.worker]
+        if leased.lease_id not in known:
             prompt = self._prompt_at(leased.ordinal)
             assert prompt is not None, "a leased prompt is not too long"
-            self._leases[leased.lease_id] = self._with_prompt(leased, prompt, now_s)
-        return self._leases[leased.lease_id]
+            known[leased.lease_id] = self._with_prompt(leased, prompt, now_s)
+        return known[leased.lease_id]
 
     def _with_prompt(self, leased: Leased, prompt: Prompt, now_s: float) -> Lease:
         return Lease(

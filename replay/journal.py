@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
 
-from replay.codec import decode, encode
 from replay.facts import Accepted, Fact
 from replay.rows import (
     FactRow,
@@ -34,8 +33,8 @@ from replay.rows import (
     SnapshotRow,
     columns_of,
     facts_of,
-    newest_version,
 )
+from slipstream.codec import decode, encode
 from slipstream.config.job import Durability
 from slipstream.errors import SlipstreamError
 from slipstream.faults import fault_point
@@ -355,7 +354,7 @@ class Journal(JournalReader):
     def _keep(self, group: Group) -> None:
         self._db.execute(
             "INSERT OR IGNORE INTO payloads VALUES (?, ?, ?, ?, ?)",
-            (group.lease_id, group.ordinal, self._seq, newest_version(group), encode(group)),
+            (group.lease_id, group.ordinal, self._seq, group.newest_version, encode(group)),
         )
 
     def _make(self, job: str) -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from replay.facts import Fact
-from replay.group_commit import GroupCommit
 from replay.journal import Journal
+from replay.journal_writer import JournalWriter
 from replay.state import ReplayState
 from slipstream.config.job import Durability
 from slipstream.records import Group
@@ -34,7 +34,8 @@ class Keeper:
         self._journal: Journal | None = None
         if durability != "off":
             self._journal = Journal(path, job=job, durability=durability)
-            self._writer = GroupCommit(self._journal)
+            self._id = self._journal.id
+            self._writer = JournalWriter(self._journal)
 
     def restore(self) -> ReplayState | None:
         """As it was when the last answer was given; None where nothing has happened yet."""
@@ -46,7 +47,7 @@ class Keeper:
             begin = ReplayState().snapshot()
             journal.snapshot("begin", version=0, timeline=0, state=begin)
             return None
-        state = ReplayState.restore(latest.state, lambda _, lease_id: journal.group_of(lease_id))
+        state = ReplayState.restore(latest.state, journal.group_of)
         for fact in latest.facts:
             state.apply(fact)
         return state
@@ -57,29 +58,30 @@ class Keeper:
             return _done()
         return self._writer.write(facts)
 
-    async def keep_commit(self, state: Mapping[str, Any]) -> dict[str, Any]:
+    def keep_commit(self, state: Mapping[str, Any]) -> Awaitable[dict[str, Any]]:
         """The place of a step boundary in the journal, to be put into its commit."""
-        if self._journal is None:
-            return {}
-        write = partial(
-            self._journal.snapshot,
-            "commit",
-            version=state["version"],
-            timeline=state["timeline"],
-            state=state,
-        )
-        return {"id": self._journal.id, "seq": await self._writer.do(write)}
+        journal = self._journal
+        if journal is None:
+            return _done({})
 
-    async def forget_before(
+        def write() -> dict[str, Any]:
+            version, timeline = state["version"], state["timeline"]
+            seq = journal.snapshot("commit", version=version, timeline=timeline, state=state)
+            return {"id": self._id, "seq": seq}
+
+        return self._writer.do(write)
+
+    def forget_before(
         self, place: Mapping[str, Any], live_lease_ids: Collection[int]
-    ) -> None:
+    ) -> Awaitable[object]:
         """The commit of this place is durable: nothing goes back behind it."""
-        if self._journal is not None and place:
-            await self._writer.do(partial(self._journal.prune, place["seq"], live_lease_ids))
+        if self._journal is None:
+            return _done()
+        return self._writer.do(partial(self._journal.prune, place["seq"], live_lease_ids))
 
     def knows(self, place: Mapping[str, Any]) -> bool:
         """Whether a commit's place is one of this journal's, and not of one that was lost."""
-        return self._journal is not None and place.get("id") == self._journal.id
+        return self._journal is not None and place.get("id") == self._id
 
     def groups_since(self, place: Mapping[str, Any], max_version: int) -> Awaitable[list[Group]]:
         """Accepted later than the commit of this place, no token of a newer version."""

@@ -14,40 +14,39 @@ would let in now: a prompt that waits to be issued again always finds room.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from replay.choosing import all_rewards_equal
 from replay.rules import Rules
+from replay.state import ReplayState
 from replay.tally import Tally
-from slipstream.records import Group
+from slipstream.codec import decode
+from slipstream.records import Group, ReplaySnapshot
 
 
 def go_back(
-    commit: Mapping[str, Any],
+    now: ReplayState,
+    commit: ReplaySnapshot,
     rules: Rules,
     *,
-    groups: Mapping[int, Group],
     since: Iterable[Group],
     timeline: int,
-    num_issued: int,
-    next_lease_id: int,
 ) -> tuple[dict[str, Any], dict[int, Group]]:
-    """The snapshot to go on from, and its buffered groups by ordinal.
+    """The snapshot to go on from, and its buffered groups by lease id.
 
-    `commit` is the snapshot that the commit holds and `groups` its buffered groups by ordinal;
-    `since` are groups accepted later. `timeline`, `num_issued` and `next_lease_id` are of now:
-    none of them goes down.
+    `since`: groups accepted later than the commit. `timeline` is the one that begins. Ordinals and
+    leases are numbered on from `now`.
     """
-    state = copy.deepcopy(dict(commit))
+    state = copy.deepcopy(dict(commit.state))
     version, ledger, tally = state["version"], state["ledger"], Tally.restore(state["tally"])
-    for ordinal in range(ledger["num_issued"], num_issued):
+    for ordinal in range(ledger["num_issued"], now.ledger.num_issued):
         ledger["pending"][str(ordinal)] = [0, 0]
-    ledger["num_issued"] = max(ledger["num_issued"], num_issued)
-    num_batches = min(rules.max_staleness + 1, rules.num_steps - version)
+    ledger["num_issued"] = max(ledger["num_issued"], now.ledger.num_issued)
     pending = sorted(int(ordinal) for ordinal in ledger["pending"])
-    admitted = set(pending[: num_batches * rules.groups_per_batch])
+    admitted = set(pending[: rules.budget(version)])
     uses = {ordinal: uses for ordinal, _, uses in state["buffered"]}
+    groups = {ordinal: decode(data) for ordinal, data in commit.groups.items()}
     kept = {
         ordinal: group
         for ordinal, group in groups.items()
@@ -56,14 +55,14 @@ def go_back(
     }
     for group in since:
         is_needed = group.ordinal in admitted and group.ordinal not in kept
-        if is_needed and _newest_version(group) <= version and _may_train(group, version, rules):
+        if is_needed and group.newest_version <= version and _may_train(group, version, rules):
             kept[group.ordinal] = group
             tally.generated(group)
     tally.reissues["went_back"] += len(set(pending) - set(kept))
     state.pop("journal", None)
     state |= {
         "timeline": timeline,
-        "next_lease_id": max(state["next_lease_id"], next_lease_id),
+        "next_lease_id": max(state["next_lease_id"], now.next_lease_id),
         "tally": tally.snapshot(),
         "running": [],
         "ended": [],
@@ -71,7 +70,7 @@ def go_back(
             [ordinal, group.lease_id, uses.get(ordinal, 0)] for ordinal, group in kept.items()
         ],
     }
-    return state, kept
+    return state, {group.lease_id: group for group in kept.values()}
 
 
 def _may_train(group: Group, version: int, rules: Rules) -> bool:
@@ -80,7 +79,3 @@ def _may_train(group: Group, version: int, rules: Rules) -> bool:
         return False
     is_fresh = version - group.oldest_version <= rules.max_staleness
     return len(group.rollouts) == rules.group_size and (is_fresh or rules.on_stale == "clip")
-
-
-def _newest_version(group: Group) -> int:
-    return max(rollout.spans[-1].version for rollout in group.rollouts)

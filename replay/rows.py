@@ -46,14 +46,14 @@ class SnapshotRow:
     """All that the facts before it add up to; after a rollback, what was left of it.
 
     begin: an empty start. commit: a step boundary that a commit holds. rollback: the run went
-    back, and `state["from_seq"]` is the commit's row.
+    back, and `state["from_seq"]` is the commit's row, where this journal has it.
     """
 
     seq: int
     at_s: float
     kind: SnapshotKind
     version: int
-    timeline: int  # how often the run has gone back
+    timeline: int
     state: Mapping[str, Any]
 
 
@@ -86,18 +86,13 @@ def _columns(kind: str, values: dict[str, Any]) -> Columns:
     return kind, ordinal, lease_id, values.pop("version", None), values
 
 
-def newest_version(group: Group) -> int:
-    """The policy of the group's newest token."""
-    return max(rollout.spans[-1].version for rollout in group.rollouts)
-
-
 def _report(group: Group) -> dict[str, Any]:
     rollouts = group.rollouts
     return {
         "worker": group.worker,
         "incarnation": group.incarnation,
         "attempt": group.attempt,
-        "newest_version": newest_version(group),
+        "newest_version": group.newest_version,
         "num_tokens": [rollout.num_tokens for rollout in rollouts],
         "num_cut": sum(rollout.finish_reason is FinishReason.LENGTH for rollout in rollouts),
         "mean_reward": sum(float(rollout.reward) for rollout in rollouts) / len(rollouts),

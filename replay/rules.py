@@ -28,6 +28,11 @@ class Rules:
     num_sharing_workers: int = 0  # workers on the learner's devices, in turns; 0: none
     seed: int = 0
 
+    def budget(self, version: int) -> int:
+        """How many groups may be outstanding at `version`: the bound, and the steps left, allow."""
+        num_batches = min(self.max_staleness + 1, self.num_steps - version)
+        return num_batches * self.groups_per_batch
+
     @classmethod
     def of(cls, job: JobConfig) -> Self:
         replay = job.replay

@@ -20,16 +20,22 @@ class Shelf:
 
     def __init__(self) -> None:
         self.entries: dict[int, Buffered] = {}  # by ordinal
+        self.num_unused = 0
 
     def add(self, group: Group, uses: int = 0) -> None:
         self.entries[group.ordinal] = Buffered(group, uses)
+        self.num_unused += uses == 0
+
+    def use(self, ordinal: int) -> None:
+        """It has trained once more."""
+        entry = self.entries[ordinal]
+        self.num_unused -= entry.uses == 0
+        entry.uses += 1
 
     def remove(self, ordinal: int) -> None:
         """Nothing happens where it is not there."""
-        self.entries.pop(ordinal, None)
-
-    def num_unused(self) -> int:
-        return sum(entry.uses == 0 for entry in self.entries.values())
+        entry = self.entries.pop(ordinal, None)
+        self.num_unused -= entry is not None and entry.uses == 0
 
     def older_than(self, version: int, *, used: bool) -> list[int]:
         """Ordinals of the (un)used groups with a token from before `version`."""

@@ -3,6 +3,7 @@
     Leased ─▶ running ── Accepted ─▶ shelf ── Taken ─▶ batch ── Trained ─▶ ledger
                  │ Refused             │ stale
     requeued ◀───┴───── Reissued ──────┘                (Dropped, at any time) ─▶ ledger
+       └─▶ Leased                                       (Outgrown: used, and too old for more)
 
 The same `apply` serves the live buffer and one that is brought back from its journal.
 """
@@ -43,11 +44,12 @@ class Ended:
 
 
 class ReplayState:
-    """Every field follows from the facts applied since `restore`, or since the beginning."""
+    """What follows from the facts applied since `restore`, or since the beginning; `timeline` does
+    not, a new one begins with a state of its own."""
 
     def __init__(self) -> None:
         self.version = 0
-        self.timeline = 0  # how often the run went back to a commit
+        self.timeline = 0  # a higher one begins whenever the run goes back to a commit
         self.next_lease_id = 0
         self.ledger = Ledger()
         self.tally = Tally()
@@ -122,7 +124,7 @@ class ReplayState:
             self.tally.trained(entry.group, lag=entry.lag, first_use=is_first)
             if is_first:
                 self.ledger.trained(entry.group.ordinal)
-            self.shelf.entries[entry.group.ordinal].uses += 1
+            self.shelf.use(entry.group.ordinal)
         for ordinal in self._leaving:
             self.shelf.remove(ordinal)
         self.batch = None
@@ -150,8 +152,8 @@ class ReplayState:
         }
 
     @classmethod
-    def restore(cls, snapshot: Mapping[str, Any], group_of: Callable[[int, int], Group]) -> Self:
-        """The state of which `snapshot` was made. `group_of(ordinal, lease_id)`: buffered ones."""
+    def restore(cls, snapshot: Mapping[str, Any], group_of: Callable[[int], Group]) -> Self:
+        """The state of which `snapshot` was made. `group_of` a lease id: buffered ones."""
         state = cls()
         state.version = snapshot["version"]
         state.timeline = snapshot["timeline"]
@@ -162,8 +164,8 @@ class ReplayState:
         for lease_id, worker, incarnation, refused in snapshot["ended"]:
             reason = None if refused is None else RefusalReason(refused)
             state.ended[lease_id] = Ended((worker, incarnation), reason)
-        for ordinal, lease_id, uses in snapshot["buffered"]:
-            state.shelf.add(group_of(ordinal, lease_id), uses)
+        for _ordinal, lease_id, uses in snapshot["buffered"]:
+            state.shelf.add(group_of(lease_id), uses)
         known = {leased.ordinal for leased in state.running.values()} | set(state.shelf.entries)
         state.requeued = set(state.ledger.pending) - known
         return state

@@ -59,7 +59,7 @@ class Tally:
             reissues=Counter(snapshot["reissues"]),
             lags=Counter({int(lag): count for lag, count in snapshot["lags"].items()}),
             lengths=Counter(snapshot["lengths"]),
-            rewards=defaultdict(float, snapshot.get("rewards", {})),
+            rewards=defaultdict(float, snapshot["rewards"]),
         )
 
     def _add(self, which: str, group: Group) -> None:

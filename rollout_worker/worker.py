@@ -94,7 +94,7 @@ class RolloutWorker:
         self._num_answers = job.rollout.group_size + job.algorithm.needs_greedy
         self._busy = Busy()
         self._open: dict[int, _OpenGroup] = {}  # by lease id
-        self._held: deque[tuple[Lease, float]] = deque()  # wait for their version; drop at
+        self._waiting: deque[tuple[Lease, float]] = deque()  # wait for their version; drop at
         self._lease_call: _Call[LeaseReply] | None = None
         self._put_calls: deque[_Call[Sequence[PutReply]]] = deque()
         self._yielded_version: int | None = None  # the learner's turn, on shared devices
@@ -165,7 +165,7 @@ class RolloutWorker:
             if reply is not None:
                 self._lease_call = None
                 self._on_leases(reply)
-        self._start_held()
+        self._start_waiting()
         if self._lease_call is None:
             self._ask_for_leases()
 
@@ -185,7 +185,7 @@ class RolloutWorker:
     def _on_leases(self, reply: LeaseReply) -> None:
         drop_at_s = time.monotonic() + self._job.replay.lease_timeout_s
         self._forget(reply.revoked)
-        self._held.extend((lease, drop_at_s) for lease in reply.leases)
+        self._waiting.extend((lease, drop_at_s) for lease in reply.leases)
         # With newer weights than replay knows of, this worker has had its part of the turn.
         same_weights = (reply.timeline, reply.version) == self._weights
         if reply.yield_device and same_weights and self._is_idle():
@@ -205,20 +205,20 @@ class RolloutWorker:
     def _held_leases(self) -> list[int]:
         """Every lease of which replay has not answered that it is over."""
         put = (lease for call in self._put_calls for lease in call.leases)
-        waiting = (lease for lease, _ in self._held)
+        waiting = (lease for lease, _ in self._waiting)
         return [*self._open, *(lease.lease_id for lease in (*put, *waiting))]
 
     def _num_free_groups(self) -> int:
         slots = self._job.rollout.num_slots - self._engine.num_running
-        return slots // self._num_answers - len(self._held)
+        return slots // self._num_answers - len(self._waiting)
 
     def _is_idle(self) -> bool:
-        return not (self._open or self._held or self._put_calls) and self._evaluator.idle
+        return not (self._open or self._waiting or self._put_calls) and self._evaluator.idle
 
-    def _start_held(self) -> None:
+    def _start_waiting(self) -> None:
         """Start every leased prompt whose version the engine holds, if it was not too long ago."""
-        while self._held and _weights_for(self._held[0][0]) <= self._weights:
-            lease, drop_at_s = self._held.popleft()
+        while self._waiting and _weights_for(self._waiting[0][0]) <= self._weights:
+            lease, drop_at_s = self._waiting.popleft()
             if time.monotonic() > drop_at_s or lease.timeline < self._adoption.timeline:
                 continue  # replay has issued it again
             self._open[lease.lease_id] = _OpenGroup(lease)
@@ -240,11 +240,11 @@ class RolloutWorker:
     def _abandon(self) -> None:
         """The job is over: forget what is in flight."""
         self._forget([*self._open])
-        self._held.clear()
+        self._waiting.clear()
         self._next_ask_s = time.monotonic() + REPORT_EVERY_S
 
     def _forget(self, leases: Sequence[int]) -> None:
-        """Stop what is under way under these leases."""
+        """Stop what is under way under these leases. Those that wait end at their start."""
         known = [lease for lease in leases if self._open.pop(lease, None) is not None]
         places = range(self._num_answers)
         self._engine.abort([f"{lease}/{place}" for lease in known for place in places])

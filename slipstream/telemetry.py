@@ -6,9 +6,11 @@ named phases, so that waiting is visible.
 
 Events (kind: fields beside role, index and time_s):
 
-    rollout `adopted`  version, load_s, since_published_s, probe_error (None without a probe)
+    rollout `adopted`  timeline, version, load_s, since_published_s, probe_error (None without
+                       a probe)
             `busy`     seconds {generate, adopt, wait}, num_tokens, num_running, version;
                        about once a second
+            `update_lost`  version, message
             `refused`  ordinal, reason, detail
             `eval`     version, num_prompts, num_failures, greedy_accuracy, greedy_reward,
                        sampled_reward, seconds
@@ -18,6 +20,7 @@ Events (kind: fields beside role, index and time_s):
             `commit`   version, path, seconds (of writing), pause_s (of training)
             `commit_failed`, `prune_failed`
                        version, message
+    driver  `went_back`  timeline, version, cause
 """
 
 from __future__ import annotations

@@ -178,7 +178,8 @@ class LearnerConfig(Section):
 
 
 class PriorityConfig(Section):
-    """Prioritized replay (docs/algorithms.md): chances p^alpha / sum, weights (N P)^-beta / max."""
+    """Prioritized replay (docs/algorithms.md): chances p^alpha / sum, weights q^-beta / max with q
+    the chance to be drawn."""
 
     by: PriorityBy = "reward_spread"  # what p is: spread of rewards, mean |advantage|, or lag + 1
     alpha: NonNegativeFloat = 0.6  # 0: all groups alike

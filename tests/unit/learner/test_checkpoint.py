@@ -33,7 +33,7 @@ def commit(root: Path, version: int, timeline: int = 1, keep_last: int = 2) -> P
         "replay.npz": lambda path: commit_files.save_groups(GROUPS, path),
     }
     commit_files.write_part(directory, 0, files)
-    contents = {"layout": {}, "job": {"seed": 0}, "job_hash": "", "replay": {"version": version}}
+    contents = {"job": {"seed": 0}, "job_hash": "", "replay": {"version": version}}
     path = commit_files.publish(
         root, version, timeline, num_ranks=1, timeout_s=1, contents=contents
     )

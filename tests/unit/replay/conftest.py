@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import pytest
 
 from replay.buffer import ReplayBuffer
-from replay.codec import decode
 from replay.facts import Fact
-from replay.rollback import go_back
 from replay.rules import Rules
 from replay.scripted import scripted_group, scripted_prompt
 from replay.state import ReplayState
 from slipstream.records import Batch, Lease, LeaseReply, PutReply, ReplaySnapshot, Stop, Wait
+from tests.helpers.rollbacks import gone_back
 
 
 class Play:
@@ -30,25 +28,20 @@ class Play:
         self.now_s = 0.0
         self.rules = Rules(**(settings | rules))
         self.facts: list[Fact] = []
+        self._too_long = too_long
+        self.start(None if snapshot is None else self._gone_back_to(snapshot))
+
+    def start(self, state: ReplayState | None) -> None:
+        """Go on from a state, or from the beginning."""
         self.buffer = ReplayBuffer(
             self.rules,
-            lambda ordinal: None if ordinal in too_long else scripted_prompt(ordinal),
+            lambda ordinal: None if ordinal in self._too_long else scripted_prompt(ordinal),
             self.facts.append,
-            None if snapshot is None else self._gone_back_to(snapshot),
+            state,
         )
 
     def _gone_back_to(self, snapshot: ReplaySnapshot) -> ReplayState:
-        groups = {ordinal: decode(group) for ordinal, group in snapshot.groups.items()}
-        state, kept = go_back(
-            json.loads(json.dumps(snapshot.state)),
-            self.rules,
-            groups=groups,
-            since=(),
-            timeline=1,
-            num_issued=0,
-            next_lease_id=0,
-        )
-        return ReplayState.restore(state, lambda ordinal, _: kept[ordinal])
+        return gone_back(ReplayState(), snapshot, self.rules, timeline=1)
 
     def ask(
         self,

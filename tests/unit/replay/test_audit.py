@@ -497,6 +497,6 @@ def test_a_row_without_meaning_is_a_value_error() -> None:
     history.snapshot("commit", {"version": 0})
     with pytest.raises(ValueError, match="row 1 cannot be understood"):
         history.audit()
-    row = FactRow(seq=1, at_s=0.0, kind="dreamt", data={})
+    row = FactRow(seq=1, at_s=0.0, kind="dreamt", ordinal=0, data={})
     with pytest.raises(ValueError, match="dreamt"):
         audit([row], ONCE)

@@ -18,12 +18,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from replay.buffer import ReplayBuffer
-from replay.codec import decode
 from replay.facts import Accepted, Dropped, Fact, Trained
-from replay.rollback import go_back
 from replay.rules import Rules
 from replay.scripted import scripted_group, scripted_prompt
 from replay.state import ReplayState
+from slipstream.codec import decode
 from slipstream.config.job import PriorityConfig
 from slipstream.records import (
     Batch,
@@ -36,6 +35,7 @@ from slipstream.records import (
     Stop,
     Wait,
 )
+from tests.helpers.rollbacks import gone_back
 
 TIMEOUT_S = 10.0
 # A commit: snapshot, facts before it, uses and fates of the model.
@@ -188,10 +188,9 @@ class BufferMachine(RuleBasedStateMachine):
     @rule()
     def replay_dies_and_comes_back(self) -> None:
         """From the facts since the last snapshot; leases go on, workers come back by themselves."""
-        groups = {o: decode(data) for o, data in self.base.groups.items()}
-        state = ReplayState.restore(
-            json.loads(json.dumps(self.base.state)), lambda ordinal, _: groups[ordinal]
-        )
+        groups = [decode(data) for data in self.base.groups.values()]
+        by_lease = {group.lease_id: group for group in groups}
+        state = ReplayState.restore(json.loads(json.dumps(self.base.state)), by_lease.__getitem__)
         for fact in self.facts:
             state.apply(fact)
         assert described(state) == described(self.buffer.state)
@@ -216,20 +215,12 @@ class BufferMachine(RuleBasedStateMachine):
         self.uses, self.fates = self.uses.copy(), dict(fates)
         since = [f.group for f in self.all_facts[num_facts:] if isinstance(f, Accepted)]
         old = self.buffer.state
-        state, groups = go_back(
-            json.loads(json.dumps(snapshot.state)),
-            self.job,
-            groups={o: decode(data) for o, data in snapshot.groups.items()},
-            since=since,
-            timeline=old.timeline + 1,
-            num_issued=old.ledger.num_issued,
-            next_lease_id=old.next_lease_id,
-        )
-        restored = ReplayState.restore(state, lambda ordinal, _: groups[ordinal])
+        restored = gone_back(old, snapshot, self.job, timeline=old.timeline + 1, since=since)
         assert restored.ledger.num_issued == old.ledger.num_issued, "an ordinal vanished"
         for entry in restored.shelf.entries.values():
-            newest = max(r.spans[-1].version for r in entry.group.rollouts)
-            assert newest <= restored.version, "sampled by weights that are gone"
+            assert entry.group.newest_version <= restored.version, (
+                "sampled by weights that are gone"
+            )
         self.buffer = ReplayBuffer(self.job, prompt_at, self._record, restored)
         self.base = self.buffer.snapshot()
         self.facts.clear()

@@ -29,8 +29,8 @@ from replay.facts import (
     Trained,
     Use,
 )
-from replay.group_commit import GroupCommit
 from replay.journal import FILE_NAME, Journal, JournalError, JournalReader
+from replay.journal_writer import JournalWriter
 from replay.rows import FactRow, SnapshotRow
 from slipstream.records import DropReason, FailureReason, RefusalReason
 from tests.helpers.groups import accepted, leased, make_group
@@ -234,7 +234,7 @@ def test_concurrent_writes_keep_their_order_and_share_transactions(
     monkeypatch.setenv("SLIPSTREAM_FAULT_TRACE", str(trace))
 
     async def main() -> list[int]:
-        writer = GroupCommit(journal)
+        writer = JournalWriter(journal)
         futures = [writer.write([Reissued(ordinal=i, cause="expired")]) for i in range(50)]
         snapshot = writer.do(
             lambda: journal.snapshot("commit", version=0, timeline=0, state={"x": 1})
@@ -262,7 +262,7 @@ def test_a_full_disk_reaches_every_waiter_and_all_later_ones(path: Path) -> None
     journal._db.execute("PRAGMA max_page_count = 10")
 
     async def main() -> list[BaseException | int]:
-        writer = GroupCommit(journal)
+        writer = JournalWriter(journal)
         group = make_group(1, 1, num_tokens=100_000)
         big = writer.write([Accepted(lease_id=1, group=group)])
         small = writer.write([Reissued(ordinal=0, cause="expired")])

@@ -13,11 +13,8 @@ import numpy as np
 import pytest
 
 from replay.buffer import ReplayBuffer
-from replay.codec import decode
-from replay.rollback import go_back
 from replay.rules import Rules
 from replay.scripted import LocalReplay, scripted_group, scripted_prompt
-from replay.state import ReplayState
 from rollout_worker.engine import GREEDY, GenerationRequest
 from rollout_worker.scripted_engine import ScriptedEngine
 from rollout_worker.worker import RolloutWorker, rollout_seed
@@ -33,6 +30,7 @@ from slipstream.records import (
 )
 from slipstream.telemetry import EventLog
 from tests.helpers.jobs import make_job
+from tests.helpers.rollbacks import gone_back
 
 Scores = Callable[[str, list[str], Any], list[float | RolloutFailure]]
 
@@ -371,17 +369,8 @@ def test_when_the_run_goes_back_it_adopts_the_older_version_and_starts_anew() ->
     world.buffer.trained(1)
     commit = world.buffer.snapshot()
     world.turn_until(lambda: world.engine.version == 1 and world.engine.num_running > 0)
-    state, groups = go_back(
-        commit.state,
-        world.buffer.rules,
-        groups={ordinal: decode(group) for ordinal, group in commit.groups.items()},
-        since=(),
-        timeline=1,
-        num_issued=world.buffer.state.ledger.num_issued,
-        next_lease_id=world.buffer.state.next_lease_id,
-    )
-    first_new = state["next_lease_id"]
-    restored = ReplayState.restore(state, lambda ordinal, _: groups[ordinal])
+    first_new = world.buffer.state.next_lease_id
+    restored = gone_back(world.buffer.state, commit, world.buffer.rules, timeline=1)
     world.buffer = ReplayBuffer(world.buffer.rules, scripted_prompt, state=restored)
     world.replay.buffer = world.buffer
     for _ in range(100):

@@ -20,7 +20,7 @@ from replay.journal import Journal
 T = TypeVar("T")
 
 
-class GroupCommit:
+class JournalWriter:
     """Writes `journal` for one event loop, and nobody else may use it meanwhile.
 
     An error goes to every waiter of its transaction, and to all who come later.

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replay.codec import decode, encode
+from slipstream.codec import decode, encode
 from slipstream.records import (
     FailureReason,
     FinishReason,

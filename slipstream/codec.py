@@ -1,4 +1,4 @@
-"""Groups as bytes, for the journal and for commits.
+"""Groups as bytes: between processes, in the journal and in commits.
 
     "SLG" and the format, one byte │ CRC-32 of the rest │ length of the header
     header, JSON                   │ all token ids, int32 │ all log-probs, float32
