@@ -35,6 +35,8 @@ class WeightBoard:
 
     async def announce(self, update: WeightUpdate) -> None:
         async with self._changed:
+            if self._newest is not None and update.order < self._newest.order:
+                return  # of a learner that was given up
             self._newest = update
             self._changed.notify_all()
 

@@ -154,7 +154,7 @@ def _commits(
         return bool(engine.all_sum(said))
 
     def committed(version: int) -> None:
-        replay.committed(version).result(job.replay.call_timeout_s)
+        replay.committed(version, timeline).result(job.replay.call_timeout_s)
 
     return CommitWriter(
         job,

@@ -7,8 +7,8 @@
             replay.npz          replay's buffered groups, where there are any
             part-00000.json     what rank 0 wrote
             commit.json         version, timeline, format, job, replay, SHA-256 of every file
-        latest                  the name of the newest commit
-        damaged-step-...        found damaged; kept for people, never read again
+        latest                  the name of the newest commit, for people and tools
+        aside-step-...          damaged, or of a future that was left; never read again
         .tmp-...                being written or removed
         .timeline-0001          the newest one
 
@@ -22,7 +22,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,14 +87,14 @@ class Found:
 
 
 def find(root: Path, *, contents: bool = True) -> Found:
-    """The commit that `latest` names, or else the newest that verifies.
+    """The newest commit that verifies: by timeline, then version.
 
     Without `contents` the learner's files are compared by their sizes only.
     """
     damaged: list[str] = []
     paths: list[Path] = []
     commit = None
-    for path in _candidates(root, damaged):
+    for path in steps(root):
         try:
             manifest = read_manifest(path)
             _verify(path, manifest, contents=contents)
@@ -162,23 +162,6 @@ def reason_of(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _candidates(root: Path, damaged: list[str]) -> Iterator[Path]:
-    named, whole = None, []
-    try:
-        whole = steps(root)
-        named = (root / LATEST).read_text(encoding="utf-8").strip()
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    except (OSError, ValueError) as error:
-        damaged.append(f"{root} or its {LATEST} cannot be read: {error}")
-    if named is not None:
-        if root / named in whole:
-            yield root / named
-        else:
-            damaged.append(f"{root / LATEST} names {named!r}, which is not there")
-    yield from (path for path in whole if path.name != named)
-
-
 def _verify(path: Path, manifest: Mapping[str, Any], *, contents: bool) -> None:
     for name, expected in manifest["sha256"].items():
         file, num_bytes = path / name, manifest["bytes"][name]
@@ -213,6 +196,10 @@ def _groups(file: Path) -> dict[int, bytes]:
             return {int(ordinal): arrays[ordinal].tobytes() for ordinal in arrays}
     except (OSError, ValueError, BadZipFile) as error:
         raise Damaged(f"{file} is damaged: {error}") from None
+
+
+def version_of(path: Path) -> int:
+    return _age(path)[1]
 
 
 def _age(path: Path) -> tuple[int, int]:

@@ -36,12 +36,13 @@ from learner.checkpoint import (
     reason_of,
     sha256_of,
     steps,
+    version_of,
 )
 from slipstream.errors import SlipstreamError
 from slipstream.faults import fault_point
 
 Write = Callable[[Path], None]  # makes one file, or one directory of files, at a path
-ASIDE, DAMAGED, CLAIM = ".tmp-", "damaged-", ".timeline-"
+ASIDE, LEFT, CLAIM = ".tmp-", "aside-", ".timeline-"
 POLL_EVERY_S = 0.05
 _TIMELINE = re.compile(r"(?:\.timeline-|.*-t)(\d{4,})")
 
@@ -72,15 +73,14 @@ def claim_timeline(root: Path) -> int:
 
 
 def set_aside(found: Found) -> None:
-    """Point at the commit that was taken, and put the damaged ones out of the way."""
+    """Put what is damaged, and every commit of a future that was left, out of the way."""
     commit = found.required()
-    if not found.damaged:
-        return
+    left = [path for path in steps(found.root) if version_of(path) > commit.version]
     try:
-        point_at(found.root, commit.path.name)
-        for path in found.damaged_paths:
+        for path in {*found.damaged_paths, *left}:
             fault_point("resume.set_aside")
-            path.rename(path.with_name(DAMAGED + path.name))
+            path.rename(path.with_name(LEFT + path.name))
+        point_at(found.root, commit.path.name)
         sync(found.root)
     except OSError as error:
         raise SlipstreamError(_cannot_write(found.root, error)) from None
@@ -152,6 +152,8 @@ def publish(
     _write_whole("manifest", directory / MANIFEST, {**manifest, SELF: digest_of(manifest)})
     for folder in [path for path in directory.rglob("*") if path.is_dir()]:
         _sync(folder)
+    if any(_timeline_of(path) > timeline for path in root.glob(f"{CLAIM}*")):
+        raise WriteFailed(f"{root} belongs to a later timeline; this learner was given up")
     with _operation("rename", final):
         directory.rename(final)
     _sync(root)

@@ -121,10 +121,7 @@ class CommitWriter:
             seconds=time.perf_counter() - start_s,
             pause_s=pause_s,
         )
-        try:
-            self._on_committed(version)
-        finally:
-            self._prune(version)
+        self._prune(version)
 
     def _publish(self, version: int, replay: ReplaySnapshot | None) -> Path:
         return commit_files.publish(
@@ -154,9 +151,10 @@ class CommitWriter:
 
     def _prune(self, version: int) -> None:
         try:
+            self._on_committed(version)
             commit_files.prune(self._root, self._job.checkpoint.keep_last)
         except Exception as error:
-            message = f"older commits could not be removed: {_words(error)}"
+            message = f"what is older than a commit could not be removed: {_words(error)}"
             self._events.emit("prune_failed", version=version, message=message)
 
 

@@ -107,7 +107,10 @@ class LearnerLoop:
 
     def _commit(self) -> None:
         """The files are written while training goes on."""
-        snapshot = self._answer(self._replay.snapshot(), "snapshot") if self._rank == 0 else None
+        snapshot = None
+        if self._rank == 0:
+            snapshot = self._answer(self._replay.snapshot(self._timeline), "snapshot")
+            assert snapshot.state["version"] == self.version, "another step boundary"
         self._commits.start(self.version, snapshot)
         self._committed_version = self.version
 

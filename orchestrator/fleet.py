@@ -110,11 +110,17 @@ class Fleet:
                 ray.get(reference, timeout=CALL_TIMEOUT_S)
             except RayError as error:
                 failure = _failed(role.name, error, CALL_TIMEOUT_S)
-                if role in self.ranks and not isinstance(_cause(error), SlipstreamError):
+                if role in self.ranks and self._may_start_again(error):
                     raise LearnerFailed(str(failure)) from None
                 raise failure from None
             if role in self.workers:
                 raise RoleFailed(f"{role.name} ended before the job did")
+
+    def _may_start_again(self, error: RayError) -> bool:
+        """Not where the rank itself said what is wrong, nor with `nccl`: the engines' end of the
+        weights' group cannot be formed anew."""
+        said = isinstance(_cause(error), SlipstreamError)
+        return not said and self.job.weights.transport != "nccl"
 
     def drain(self) -> list[Mapping[str, Any]]:
         """The events of every role that answers now; the others' come the next time."""
@@ -152,12 +158,20 @@ class Fleet:
         """Nothing of them trains or writes any more."""
         for rank in self.ranks:
             ray.kill(rank.actor)
+        running = [rank.running for rank in self.ranks if rank.running is not None]
+        ray.wait(running, num_returns=len(running), timeout=STOP_TIMEOUT_S)
 
     def go_back(self, commit: Commit, timeline: int) -> None:
-        """Start the learners again from `commit`, replay with them; the workers go on."""
+        """Start the learners again from `commit`, replay with them; the workers go on.
+
+        Raises LearnerFailed where they do not start.
+        """
         self._go_back(commit, timeline)
         self.ranks = _ranks(self.job, self.plan, self.placement)
-        self._wait_for(self._started_ranks(commit, timeline))
+        try:
+            self._wait_for(self._started_ranks(commit, timeline))
+        except RoleFailed as failure:
+            raise LearnerFailed(str(failure)) from None
         for rank in self.ranks:
             rank.running = rank.actor.run.remote()
         if self.stop_requested is not None:  # which replay's buffer of before had heard
@@ -165,7 +179,8 @@ class Fleet:
 
     def _go_back(self, commit: Commit, timeline: int) -> None:
         call = self.replay.go_back.remote(commit.replay, timeline)
-        _get(call, self.job.replay.call_timeout_s, "replay")
+        # Replay may have to start again, and to read the data, before it can.
+        _get(call, self.job.rollout.start_timeout_s, "replay")
 
     def _wait_until_ready(self, commit: Commit | None, timeline: int) -> None:
         self._eval_prompts = self._open_data(self.job.rollout.start_timeout_s)

@@ -65,6 +65,7 @@ def launch(
             interrupts.patient = True
             progress.note(f"all roles ready after {time.time() - launched_s:.0f} s")
             try:
+                state.timeline = timeline
                 _Run(job, fleet, run_dir, state, progress, interrupts).run_to_end()
             finally:
                 wall_s = time.time() - launched_s
@@ -113,6 +114,7 @@ class _Run:
 
     def run_to_end(self) -> None:
         self._state.start_version = self._state.version = self._fleet.start_version
+        self._state.branched_at = self._fleet.start_version
         self._state.training_started_at_s = time.time()
         self._fleet.run()
         try:
@@ -135,8 +137,8 @@ class _Run:
 
     def _go_back(self, failure: LearnerFailed) -> None:
         """Start the learners again from the newest commit, unless that has failed too often."""
-        self._fleet.end_learners()
         self._fold()
+        self._fleet.end_learners()
         checkpoints = self._run_dir.path / "checkpoints"
         found = find(checkpoints)
         if found.commit is None:
@@ -147,7 +149,6 @@ class _Run:
         self._progress.note(str(failure).splitlines()[0])
         commit = _taken(found, self._progress)
         timeline = claim_timeline(checkpoints)
-        self._fleet.go_back(commit, timeline)
         event = {
             "kind": "went_back",
             "role": "driver",
@@ -159,6 +160,11 @@ class _Run:
         }
         self._run_dir.write(event)
         self._state.fold(event)
+        self._asked_evals = {v for v in self._asked_evals if v <= commit.version}
+        try:
+            self._fleet.go_back(commit, timeline)
+        except LearnerFailed as again:
+            self._go_back(again)
 
     def _tick(self) -> None:
         self._fold()

@@ -33,6 +33,8 @@ class RunState:
     num_adoptions: int = 0
     checkpoint: str | None = None  # newest commit
     num_restarts: int = 0  # of the learner
+    timeline: int = 0
+    branched_at: int = 0  # the version with which it began
     replay: Mapping[str, Any] = field(default_factory=dict)  # replay's own statistics
 
     def fold(self, event: Mapping[str, Any]) -> None:
@@ -44,12 +46,16 @@ class RunState:
                 self.num_generated_tokens += event["num_tokens"]
                 self._add_busy(event)
             case "eval":
-                self.evals[event["version"]] = event
+                # What was measured of weights that are gone does not count.
+                if event["timeline"] == self.timeline or event["version"] <= self.branched_at:
+                    self.evals[event["version"]] = event
             case "adopted":
                 self.num_adoptions += 1
                 self.max_probe_error = max(self.max_probe_error, event.get("probe_error") or 0.0)
             case "went_back":
-                self.version = event["version"]
+                self.version = self.branched_at = event["version"]
+                self.timeline = event["timeline"]
+                self.evals = {v: found for v, found in self.evals.items() if v <= self.version}
                 self.num_restarts += 1
                 self.last_step_at_s = event["time_s"]
             case "commit":

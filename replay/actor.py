@@ -35,6 +35,7 @@ from replay.sources import Items, open_source
 from replay.state import ReplayState
 from replay.stream import PromptStream
 from slipstream.config.job import DataSource, JobConfig
+from slipstream.errors import SlipstreamError
 from slipstream.records import (
     Batch,
     Group,
@@ -89,7 +90,7 @@ class ReplayActor:
     @cached_property
     def _keeper(self) -> Keeper:
         durability = self._job.replay.durability
-        return Keeper(self._path, job=self._job.name, durability=durability)
+        return Keeper(self._path, job=self._job.name, durability=durability, rules=self._rules)
 
     @cached_property
     def _buffer(self) -> ReplayBuffer:
@@ -150,13 +151,17 @@ class ReplayActor:
         await self._written()
 
     async def stop(self, reason: str) -> None:
+        await self._settled.wait()
         self._buffer.stop(reason)
         self._notify()
+        await self._written()
 
     # --- commits ----------------------------------------------------------------------
 
-    async def snapshot(self) -> ReplaySnapshot:
+    async def snapshot(self, timeline: int) -> ReplaySnapshot:
         """Replay at this step boundary, for a commit."""
+        await self._settled.wait()
+        self._buffer.check_learner(timeline)
         snapshot = self._buffer.snapshot()
         live = [entry.group.lease_id for entry in self._buffer.state.shelf.entries.values()]
         # Both are asked for before anything else can happen: the facts before this boundary.
@@ -166,8 +171,11 @@ class ReplayActor:
         self._boundaries[snapshot.state["version"]] = place, live
         return replace(snapshot, state={**snapshot.state, "journal": place})
 
-    async def committed(self, version: int) -> None:
+    async def committed(self, version: int, timeline: int) -> None:
         """The commit of `version` is durable: nothing goes back behind it."""
+        await self._settled.wait()
+        if timeline != self._buffer.state.timeline:
+            return  # the run went back to another one
         if version in self._boundaries:
             await self._keeper.forget_before(*self._boundaries[version])
         self._boundaries = {v: kept for v, kept in self._boundaries.items() if v > version}
@@ -185,17 +193,23 @@ class ReplayActor:
             self._notify()
 
     async def _go_back(self, commit: ReplaySnapshot, timeline: int) -> None:
+        self._boundaries.clear()
         await self._written()
-        now, place = self._buffer.state, commit.state["journal"]
+        now = self._buffer.state
         if timeline == now.timeline:
             return  # asked again, as the answer got lost
-        assert timeline > now.timeline, "a timeline that was before"
-        since = await self._keeper.groups_since(place, commit.state["version"])
-        state, groups = go_back(now, commit, self._rules, since=since, timeline=timeline)
-        if self._keeper.knows(place):
+        if timeline < now.timeline:
+            raise SlipstreamError(
+                f"the journal has seen timeline {now.timeline}, and the checkpoints say that "
+                f"{timeline} is new: files are missing there. Bring back checkpoints/.timeline-*, "
+                f"or move {self._path} away to go on from the commit alone"
+            )
+        version, place = commit.state["version"], commit.state["journal"]
+        since = await self._keeper.groups_since(place, version, commit.state["timeline"])
+        state, groups = go_back(now, commit, self._rules, since=since or (), timeline=timeline)
+        if since is not None:
             state["from_seq"] = place["seq"]
         await self._keeper.keep_rollback(state, groups.values())
-        self._boundaries.clear()
         self._buffer = self._buffer_of(ReplayState.restore(state, groups.__getitem__))
 
     # --- waiting ----------------------------------------------------------------------
@@ -277,11 +291,11 @@ class ReplayClient:
     def trained(self, version: int, timeline: int) -> Future[None]:
         return _future(self._actor.trained.remote(version, timeline))
 
-    def snapshot(self) -> Future[ReplaySnapshot]:
-        return _future(self._actor.snapshot.remote())
+    def snapshot(self, timeline: int) -> Future[ReplaySnapshot]:
+        return _future(self._actor.snapshot.remote(timeline))
 
-    def committed(self, version: int) -> Future[None]:
-        return _future(self._actor.committed.remote(version))
+    def committed(self, version: int, timeline: int) -> Future[None]:
+        return _future(self._actor.committed.remote(version, timeline))
 
 
 def _future(reference: Any) -> Future[Any]:

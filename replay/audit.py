@@ -319,6 +319,8 @@ class _Fold:
     # --- snapshots ------------------------------------------------------------------
 
     def snapshot(self, row: SnapshotRow) -> None:
+        if "promise" in row.state:  # the rules that hold from here on
+            self._promise = Promise(**row.state["promise"])
         if row.kind == "rollback":
             self._go_back(row)
         elif self._is_empty:

@@ -30,6 +30,7 @@ from replay.facts import (
     Outgrown,
     Refused,
     Reissued,
+    Stopped,
     Taken,
     Trained,
     Use,
@@ -76,9 +77,7 @@ class ReplayBuffer:
         # The running ones as workers know them, by worker and lease id; whole after `expire`.
         self._leases: defaultdict[str, dict[int, Lease]] = defaultdict(dict)
         self._next_expiry_s = -math.inf  # before it none expires
-        self._stop: Stop | None = None
         self._waiting_for = "the first prompts"
-        self._stop_after_last_step()
 
     @property
     def version(self) -> int:
@@ -296,7 +295,7 @@ class ReplayBuffer:
 
         Raises ValueError for any version but the newest.
         """
-        self._check_learner(timeline)
+        self.check_learner(timeline)
         if version != self.version:
             raise ValueError(f"take({version}), but the newest version is {self.version}")
         self.expire(now_s)
@@ -323,7 +322,7 @@ class ReplayBuffer:
 
         A second call for the same version changes nothing.
         """
-        self._check_learner(timeline)
+        self.check_learner(timeline)
         if version == self.version:
             return
         if version != self.version + 1 or self.state.batch is None:
@@ -331,21 +330,24 @@ class ReplayBuffer:
         self._happened(Trained(version=version))
         for ordinal in self._stale(used=True):
             self._happened(Outgrown(ordinal=ordinal))
-        self._stop_after_last_step()
 
     def stop(self, reason: str) -> None:
         """No more leases, and no batch after one that is fixed. The first reason stays."""
-        self._stop = self._stop or Stop(reason=reason)
+        if self.state.stop is None:
+            self._happened(Stopped(reason=reason))
 
-    def _check_learner(self, timeline: int) -> None:
+    def check_learner(self, timeline: int) -> None:
+        """Raises ValueError for a learner that was given up."""
         if timeline != self.state.timeline:
             raise ValueError(
                 f"a learner of timeline {timeline}, but the run went back: {self.state.timeline}"
             )
 
-    def _stop_after_last_step(self) -> None:
+    @property
+    def _stop(self) -> Stop | None:
         if self.version >= self.rules.num_steps:
-            self.stop("all steps are done")
+            return Stop(reason="all steps are done")
+        return self.state.stop
 
     def _choose(self) -> list[Chosen] | Wait:
         self._remove_stale()

@@ -97,4 +97,11 @@ class Outgrown:
     ordinal: int
 
 
-Fact = Leased | Accepted | Refused | Reissued | Dropped | Taken | Trained | Outgrown
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stopped:
+    """Nothing is leased any more, and the batch under way is the last one."""
+
+    reason: str
+
+
+Fact = Leased | Accepted | Refused | Reissued | Dropped | Taken | Trained | Outgrown | Stopped

@@ -136,6 +136,13 @@ class JournalReader:
             return None
         return Latest(state=newest.state, seq=newest.seq, facts=self._facts_since(newest.seq))
 
+    def is_commit(self, seq: int, *, version: int, timeline: int) -> bool:
+        """Whether the step boundary of a commit stands at `seq`."""
+        with self._sound():
+            row = next(self._snapshots("WHERE seq = ?", (seq,)), None)
+        found = row and (row.kind, row.version, row.timeline)
+        return found == ("commit", version, timeline)
+
     def group_of(self, lease_id: int) -> Group:
         """The group that was accepted under this lease, if it was not forgotten yet."""
         with self._sound():
@@ -211,7 +218,8 @@ class JournalReader:
         try:
             yield
         finally:
-            self._db.execute("COMMIT")
+            with suppress(sqlite3.ProgrammingError):  # closed before all was read
+                self._db.execute("COMMIT")
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

@@ -33,7 +33,8 @@ class JournalWriter:
         self._writing: asyncio.Task[None] | None = None
 
     def write(self, facts: Sequence[Fact]) -> asyncio.Future[int]:
-        """Done when `facts` are down, as durable as the journal is; the last one's seq."""
+        """Done when `facts` and all before them are down, as durable as the journal is; the last
+        one's seq."""
         return self.do(partial(self._journal.append, facts))
 
     def do(self, operation: Callable[[], T]) -> asyncio.Future[T]:

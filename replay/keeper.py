@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from replay.facts import Fact
 from replay.journal import Journal
 from replay.journal_writer import JournalWriter
+from replay.rules import Rules
 from replay.state import ReplayState
 from slipstream.config.job import Durability
 from slipstream.records import Group
@@ -30,7 +31,10 @@ class Keeper:
     has everything in the order of the calls.
     """
 
-    def __init__(self, path: Path, *, job: str, durability: Durability) -> None:
+    def __init__(self, path: Path, *, job: str, durability: Durability, rules: Rules) -> None:
+        bound = None if rules.on_stale == "clip" else rules.max_staleness
+        # What the audit holds the history to, from here on.
+        self._promise = {"max_uses": rules.max_uses, "max_staleness": bound}
         self._journal: Journal | None = None
         if durability != "off":
             self._journal = Journal(path, job=job, durability=durability)
@@ -44,7 +48,7 @@ class Keeper:
             return None
         latest = journal.latest()
         if latest is None:
-            begin = ReplayState().snapshot()
+            begin = {**ReplayState().snapshot(), "promise": self._promise}
             journal.snapshot("begin", version=0, timeline=0, state=begin)
             return None
         state = ReplayState.restore(latest.state, journal.group_of)
@@ -53,8 +57,8 @@ class Keeper:
         return state
 
     def write(self, facts: Sequence[Fact]) -> Awaitable[object]:
-        """Done once they are as durable as the job asks."""
-        if self._journal is None or not facts:
+        """Done once they, and all before them, are as durable as the job asks."""
+        if self._journal is None:
             return _done()
         return self._writer.write(facts)
 
@@ -79,19 +83,22 @@ class Keeper:
             return _done()
         return self._writer.do(partial(self._journal.prune, place["seq"], live_lease_ids))
 
-    def knows(self, place: Mapping[str, Any]) -> bool:
-        """Whether a commit's place is one of this journal's, and not of one that was lost."""
-        return self._journal is not None and place.get("id") == self._id
-
-    def groups_since(self, place: Mapping[str, Any], max_version: int) -> Awaitable[list[Group]]:
-        """Accepted later than the commit of this place, no token of a newer version."""
+    def groups_since(
+        self, place: Mapping[str, Any], version: int, timeline: int
+    ) -> Awaitable[list[Group] | None]:
+        """Accepted later than the commit of this place, no token of a newer version than the
+        commit's; None where the place is none of this journal's, but of one that was lost."""
         journal = self._journal
-        if journal is None or not self.knows(place):
-            return _done([])
-        since_seq = place["seq"]
-        return self._writer.do(
-            lambda: list(journal.candidates(since_seq=since_seq, max_version=max_version))
-        )
+        if journal is None or place.get("id") != self._id:
+            return _done(None)
+        seq = place["seq"]
+
+        def read() -> list[Group] | None:
+            if not journal.is_commit(seq, version=version, timeline=timeline):
+                return None
+            return list(journal.candidates(since_seq=seq, max_version=version))
+
+        return self._writer.do(read)
 
     def keep_rollback(
         self, state: Mapping[str, Any], groups: Collection[Group]
@@ -105,7 +112,7 @@ class Keeper:
                 "rollback",
                 version=state["version"],
                 timeline=state["timeline"],
-                state=state,
+                state={**state, "promise": self._promise},
                 groups=groups,
             )
         )

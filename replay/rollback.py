@@ -14,7 +14,7 @@ would let in now: a prompt that waits to be issued again always finds room.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from replay.choosing import all_rewards_equal
@@ -57,6 +57,10 @@ def go_back(
         is_needed = group.ordinal in admitted and group.ordinal not in kept
         if is_needed and group.newest_version <= version and _may_train(group, version, rules):
             kept[group.ordinal] = group
+    if rules.on_stale == "wait":
+        kept = _within_deadlines(kept, uses, version, rules)
+    for group in kept.values():
+        if group.ordinal not in groups:
             tally.generated(group)
     tally.reissues["went_back"] += len(set(pending) - set(kept))
     state.pop("journal", None)
@@ -66,11 +70,29 @@ def go_back(
         "tally": tally.snapshot(),
         "running": [],
         "ended": [],
+        "stop": None,
         "buffered": [
             [ordinal, group.lease_id, uses.get(ordinal, 0)] for ordinal, group in kept.items()
         ],
     }
     return state, {group.lease_id: group for group in kept.values()}
+
+
+def _within_deadlines(
+    kept: Mapping[int, Group], uses: Mapping[int, int], version: int, rules: Rules
+) -> dict[int, Group]:
+    """Those that can all train in time (`choosing`): at most (k + 1) B with a deadline of
+    version + k. The rules of the commit saw to that; today's can be others."""
+    taken: dict[int, Group] = {}
+    num_unused = 0
+    for group in sorted(kept.values(), key=lambda g: (g.oldest_version, g.ordinal)):
+        ahead = group.oldest_version + rules.max_staleness - version
+        if uses.get(group.ordinal, 0) == 0:
+            if num_unused >= (ahead + 1) * rules.groups_per_batch:
+                continue
+            num_unused += 1
+        taken[group.ordinal] = group
+    return taken
 
 
 def _may_train(group: Group, version: int, rules: Rules) -> bool:

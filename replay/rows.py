@@ -19,6 +19,7 @@ from replay.facts import (
     Outgrown,
     Refused,
     Reissued,
+    Stopped,
     Taken,
     Trained,
     Use,
@@ -141,6 +142,8 @@ def _fact(kind: str, rows: list[FactRow], group_of: Callable[[int], Group]) -> F
             return Trained(version=_known(row.version))
         case "outgrown":
             return Outgrown(ordinal=_known(row.ordinal))
+        case "stopped":
+            return Stopped(**data)
         case _:
             raise ValueError(f"row {row.seq} is of an unknown kind, {kind!r}")
 

@@ -68,10 +68,10 @@ class LocalReplay:
     def trained(self, version: int, timeline: int = 0) -> Future[None]:
         return _done(lambda: self.buffer.trained(version, timeline=timeline))
 
-    def snapshot(self) -> Future[ReplaySnapshot]:
+    def snapshot(self, timeline: int) -> Future[ReplaySnapshot]:
         return _done(self.buffer.snapshot)
 
-    def committed(self, version: int) -> Future[None]:
+    def committed(self, version: int, timeline: int) -> Future[None]:
         return _done(lambda: None)
 
 

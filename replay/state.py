@@ -22,6 +22,7 @@ from replay.facts import (
     Outgrown,
     Refused,
     Reissued,
+    Stopped,
     Taken,
     Trained,
     Use,
@@ -29,7 +30,7 @@ from replay.facts import (
 from replay.ledger import Ledger
 from replay.shelf import Shelf
 from replay.tally import Tally
-from slipstream.records import Batch, BatchGroup, Group, RefusalReason
+from slipstream.records import Batch, BatchGroup, Group, RefusalReason, Stop
 
 # Ended leases whose outcome is remembered, for a put that is repeated as its answer got lost.
 NUM_REMEMBERED = 2_000
@@ -58,6 +59,7 @@ class ReplayState:
         self.shelf = Shelf()
         self.batch: Batch | None = None  # fixed for `version`
         self._leaving: list[int] = []  # ordinals that train for the last time in it
+        self.stop: Stop | None = None  # asked for
         self.ended: dict[int, Ended] = {}  # by lease id, in the order of their end
 
     def apply(self, fact: Fact) -> None:
@@ -89,6 +91,8 @@ class ReplayState:
                 self._trained(fact.version)
             case Outgrown():
                 self.shelf.remove(fact.ordinal)
+            case Stopped():
+                self.stop = Stop(reason=fact.reason)
 
     def _leased(self, fact: Leased) -> None:
         self._issue(fact.ordinal)
@@ -141,6 +145,7 @@ class ReplayState:
             "next_lease_id": self.next_lease_id,
             "ledger": self.ledger.snapshot(),
             "tally": self.tally.snapshot(),
+            "stop": None if self.stop is None else self.stop.reason,
             "running": [asdict(leased) for leased in self.running.values()],
             # [lease id, worker, incarnation, reason of the refusal or None]
             "ended": [[lease, *ended.by, ended.refused] for lease, ended in self.ended.items()],
@@ -161,6 +166,8 @@ class ReplayState:
         state.ledger = Ledger.restore(snapshot["ledger"])
         state.tally = Tally.restore(snapshot["tally"])
         state.running = {lease["lease_id"]: Leased(**lease) for lease in snapshot["running"]}
+        if snapshot["stop"] is not None:
+            state.stop = Stop(reason=snapshot["stop"])
         for lease_id, worker, incarnation, refused in snapshot["ended"]:
             reason = None if refused is None else RefusalReason(refused)
             state.ended[lease_id] = Ended((worker, incarnation), reason)

@@ -48,7 +48,7 @@ class RolloutWorkerActor:
         def get(reference: Any) -> Any:
             try:
                 return ray.get(reference, timeout=timeout_s)
-            except ray.exceptions.ObjectLostError as error:
+            except ray.exceptions.OwnerDiedError as error:
                 raise UpdateLost(str(error)) from None
 
         self._worker = build_worker(

@@ -75,12 +75,13 @@ class Adoption:
         start_s = time.perf_counter()
         if self._update is not None:
             update, self._update = self._update, None
-            self._engine.wake()
             try:
-                self._engine.load(update.version, self._receiver.tensors(update))
+                tensors = self._receiver.tensors(update)
             except UpdateLost as error:  # before anything has changed: the next one will come
                 self._events.emit("update_lost", version=update.version, message=str(error))
                 return
+            self._engine.wake()
+            self._engine.load(update.version, tensors)
             self._adopted(update, start_s)
             return
         transfer = self._transfers.get()

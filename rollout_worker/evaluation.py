@@ -34,6 +34,7 @@ class Evaluation:
 @dataclass(slots=True)
 class _Running:
     evaluation: Evaluation
+    timeline: int
     version: int  # that answers
     start_s: float
     missing: int
@@ -77,12 +78,13 @@ class Evaluator:
     def request(self, evaluation: Evaluation) -> None:
         self._requested.append(evaluation)
 
-    def start_if_due(self) -> None:
+    def start_if_due(self, timeline: int) -> None:
         if self._running is not None or not self.due:
             return
         evaluation = self._requested.pop(0)
         self._running = _Running(
             evaluation=evaluation,
+            timeline=timeline,
             version=self._engine.version,
             start_s=time.perf_counter(),
             missing=2 * len(evaluation.prompts),
@@ -115,6 +117,7 @@ class Evaluator:
         greedy, sampled = (_rewards(pair[which] for pair in pairs) for which in (0, 1))
         self._events.emit(
             "eval",
+            timeline=running.timeline,
             version=running.version,
             num_prompts=len(pairs),
             num_failures=2 * len(pairs) - len(greedy) - len(sampled),

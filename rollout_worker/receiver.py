@@ -53,8 +53,8 @@ class ObjectStoreReceiver:
         except UpdateLost:
             self._lost = update.order
             raise
-        for specs, bucket in zip(update.bucket_specs, buckets, strict=True):
-            yield from unpack(specs, bucket)
+        pairs = zip(update.bucket_specs, buckets, strict=True)
+        return (named for specs, bucket in pairs for named in unpack(specs, bucket))
 
 
 def unpack(specs: tuple[TensorSpec, ...], bucket: Bytes) -> Iterator[tuple[str, torch.Tensor]]:

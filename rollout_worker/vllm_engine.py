@@ -4,7 +4,8 @@ The engine runs in this process (`VLLM_ENABLE_V1_MULTIPROCESSING=0`), so that a 
 is a function call and weights change between two of them. Written for vLLM 0.32 and 0.33.
 
 *Prefix cache.* KV blocks computed by one version must not serve a request submitted at
-another: every request's blocks are salted with the version at which it was submitted.
+another: every request's blocks are salted with the count of loads at which it was submitted. The
+version would not do: when the run goes back, other weights get the same one.
 
 *In flight.* A rollout that spans versions keeps the KV cache of its earlier tokens, as
 vLLM's `pause_generation(mode="keep")` does; the log-probs recorded are those of the policy
@@ -57,6 +58,7 @@ class VllmEngine:
     ) -> None:
         self._eos_token_ids = list(eos_token_ids)
         self._version = -1
+        self._num_loads = 0
         self._running: set[str] = set()
         self._finished_while_scoring: list[Generation] = []
         self._scores: list[LogProbs] = []
@@ -110,6 +112,7 @@ class VllmEngine:
         weights = chain([first], tensors)
         self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         self._version = version
+        self._num_loads += 1
         self._engine.set_weight_version(str(version))
 
     def transfer(self, call: str, payload: Mapping[str, Any]) -> None:
@@ -120,6 +123,7 @@ class VllmEngine:
     def finish_transfer(self, version: int) -> None:
         self._engine.collective_rpc("finish_weight_update")
         self._version = version
+        self._num_loads += 1
         self._engine.set_weight_version(str(version))
 
     def score(self, token_ids: TokenIds) -> LogProbs:
@@ -147,7 +151,7 @@ class VllmEngine:
         self._engine.engine_core.shutdown()
 
     def _add(self, request_id: str, token_ids: TokenIds, params: Any) -> None:
-        prompt = {"prompt_token_ids": token_ids.tolist(), "cache_salt": f"v{self._version}"}
+        prompt = {"prompt_token_ids": token_ids.tolist(), "cache_salt": str(self._num_loads)}
         self._engine.add_request(request_id, prompt, params)
 
     def _step_engine(self) -> list[Generation]:

@@ -124,7 +124,7 @@ class RolloutWorker:
         adopted = self._adopt_newer()
         self._fill_slots()
         if not self._asleep:
-            self._evaluator.start_if_due()
+            self._evaluator.start_if_due(self._adoption.timeline)
         decoded = self._decode_step()
         self._fill_slots()  # replay answers while this worker hands over
         self._evaluator.finish_if_scored()
@@ -151,7 +151,7 @@ class RolloutWorker:
         timeline = self._adoption.timeline
         with self._busy.phase("adopt"):
             self._adoption.adopt()
-        self._asleep = False
+        self._asleep, self._yielded_version = False, None
         if self._adoption.timeline > timeline:  # replay has revoked what was under way
             self._forget([*self._open])
         return True
@@ -244,7 +244,9 @@ class RolloutWorker:
         self._next_ask_s = time.monotonic() + REPORT_EVERY_S
 
     def _forget(self, leases: Sequence[int]) -> None:
-        """Stop what is under way under these leases. Those that wait end at their start."""
+        """Stop what waits or is under way under these leases."""
+        waiting = [entry for entry in self._waiting if entry[0].lease_id not in leases]
+        self._waiting = deque(waiting)
         known = [lease for lease in leases if self._open.pop(lease, None) is not None]
         places = range(self._num_answers)
         self._engine.abort([f"{lease}/{place}" for lease in known for place in places])

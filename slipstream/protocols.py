@@ -53,10 +53,10 @@ class ReplayForLearners(Protocol):
     def trained(self, version: int, timeline: int) -> Future[None]:
         """The step is done and `version` is published: the batch has changed the weights."""
 
-    def snapshot(self) -> Future[ReplaySnapshot]:
+    def snapshot(self, timeline: int) -> Future[ReplaySnapshot]:
         """Replay at this step boundary, for a commit."""
 
-    def committed(self, version: int) -> Future[None]:
+    def committed(self, version: int, timeline: int) -> Future[None]:
         """The commit with the snapshot of `version` is durable."""
 
 
@@ -67,7 +67,7 @@ class WeightReceiver(Protocol):
         """The newest update above the (timeline, version) held, or None. Never blocks."""
 
     def tensors(self, update: WeightUpdate) -> Iterator[tuple[str, Any]]:
-        """(name, torch tensor) of every parameter, on the CPU."""
+        """(name, torch tensor) of every parameter, on the CPU. Raises UpdateLost, at the call."""
 
 
 class WeightPublisher(Protocol):

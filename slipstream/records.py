@@ -13,7 +13,7 @@ begins: its versions above the commit's are other weights than those of the same
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any
 
@@ -155,7 +155,14 @@ class Group:
         array, and whoever gets it owns its memory."""
         from slipstream.codec import decode, encode
 
-        return decode, (encode(self),)
+        try:
+            return decode, (encode(self),)
+        except TypeError:  # arrays of a wrong type: replay will refuse it, and say why
+            return _group_of, ({field.name: getattr(self, field.name) for field in fields(self)},)
+
+
+def _group_of(values: Mapping[str, Any]) -> Group:
+    return Group(**values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ Events (kind: fields beside role, index and time_s):
                        about once a second
             `update_lost`  version, message
             `refused`  ordinal, reason, detail
-            `eval`     version, num_prompts, num_failures, greedy_accuracy, greedy_reward,
+            `eval`     timeline, version, num_prompts, num_failures, greedy_accuracy, greedy_reward,
                        sampled_reward, seconds
     learner `step`     version (the one made), loss, reward, lags {lag: groups}, num_groups,
                        num_rollouts, num_answer_tokens, tokens_sha256,

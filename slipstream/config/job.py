@@ -201,7 +201,7 @@ class ReplayConfig(Section):
     dynamic_sampling: bool = False  # drop and refill groups whose rewards are all equal
     max_attempts: PositiveInt = 3  # of one prompt, before it is dropped as failed
     lease_timeout_s: PositiveFloat = 600.0  # then its prompt is issued again
-    call_timeout_s: PositiveFloat = 60.0  # replay may hold a call for 1 s
+    call_timeout_s: PositiveFloat = 120.0  # and when replay dies, it reads data and journal anew
     durability: Durability = "commit"  # of replay's journal
 
 

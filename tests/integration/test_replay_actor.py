@@ -109,7 +109,7 @@ def test_a_job_from_the_first_lease_to_the_stop(replay: Any) -> None:
         assert ordinals == [entry.group.ordinal for entry in other.groups]
         assert ordinals == [2 * version, 2 * version + 1]
         learners.trained(version + 1, 0).result(TIMEOUT_S)
-        assert learners.snapshot().result(TIMEOUT_S).state["version"] == version + 1
+        assert learners.snapshot(0).result(TIMEOUT_S).state["version"] == version + 1
     assert learners.take(2, 0).result(TIMEOUT_S) == Stop(reason="all steps are done")
     assert (
         workers.lease("w0", 0, 1, held=(), yielded_version=None).result(TIMEOUT_S).stop is not None
@@ -143,7 +143,7 @@ def test_a_commit_goes_on_in_another_actor(job: JobConfig) -> None:
     async def play() -> None:
         first, resumed = opened(job), opened(job)
         await play_a_step(first)
-        await resumed.go_back(await first.snapshot(), 1)
+        await resumed.go_back(await first.snapshot(0), 1)
         assert repr(resumed) == "replay v1"
         reply = await resumed.lease("w0", 0, 9, held=(), yielded_version=None)
         assert [(le.prompt.ordinal, le.attempt, le.timeline) for le in reply.leases] == [(3, 1, 1)]
@@ -171,8 +171,8 @@ def test_it_goes_back_with_what_came_since_the_commit(job: JobConfig, tmp_path: 
     async def play() -> None:
         actor = opened(job, tmp_path)
         leases = await play_a_step(actor)
-        commit = await actor.snapshot()
-        await actor.committed(1)
+        commit = await actor.snapshot(0)
+        await actor.committed(1, 0)
         await actor.put([scripted_group(leases[3], rewards=(0, 1))])  # of version 0
         await actor.take(1, 0)
         await actor.trained(2, 0)
@@ -195,7 +195,7 @@ def test_it_goes_back_with_what_came_since_the_commit(job: JobConfig, tmp_path: 
 def test_calls_wait_while_it_goes_back(job: JobConfig, tmp_path: Path) -> None:
     async def play() -> None:
         actor = opened(job, tmp_path)
-        commit = await actor.snapshot()
+        commit = await actor.snapshot(0)
         back = asyncio.create_task(actor.go_back(commit, 1))
         await asyncio.sleep(0)
         reply = await actor.lease("w0", 0, 1, held=(), yielded_version=None)
@@ -281,3 +281,58 @@ def test_stop_is_passed_on(job: JobConfig) -> None:
     assert asyncio.run(actor.put([group]))[0].refused is RefusalReason.UNKNOWN_LEASE
     asyncio.run(actor.stop("interrupted"))
     assert asyncio.run(actor.take(0, 0)) == Stop(reason="interrupted")
+
+
+def test_what_rests_on_a_fact_is_answered_after_it(job: JobConfig, tmp_path: Path) -> None:
+    """Every rank's batch is on the disk, also that of a rank which found it fixed already."""
+
+    async def play() -> None:
+        actor = opened(job, tmp_path)
+        leases = (await actor.lease("w0", 0, 2, held=(), yielded_version=None)).leases
+        await actor.put([scripted_group(lease, rewards=(0, 1)) for lease in leases])
+        ranks = [asyncio.create_task(actor.take(0, 0)) for _ in range(2)]
+        await asyncio.wait(ranks, return_when=asyncio.FIRST_COMPLETED)
+        with JournalReader(tmp_path / FILE_NAME) as journal:
+            assert "taken" in [row.kind for row in journal.rows()]
+        await asyncio.gather(*ranks)
+
+    asyncio.run(play())
+
+
+def test_a_snapshot_holds_what_the_journal_has_before_it(job: JobConfig, tmp_path: Path) -> None:
+    async def play() -> None:
+        actor = opened(job, tmp_path)
+        leases = (await actor.lease("w0", 0, 2, held=(), yielded_version=None)).leases
+        first, second = (scripted_group(lease, rewards=(0, 1)) for lease in leases)
+        await asyncio.gather(actor.put([first]), actor.snapshot(0), actor.put([second]))
+        assert (await opened(job, tmp_path).stats())["num_buffered"] == 2
+
+    asyncio.run(play())
+
+
+def test_calls_for_a_commit_that_was_left_change_nothing(job: JobConfig, tmp_path: Path) -> None:
+    async def play() -> None:
+        actor = opened(job, tmp_path)
+        commit = await actor.snapshot(0)
+        await play_a_step(actor)
+        await actor.snapshot(0)
+        back = asyncio.create_task(actor.go_back(commit, 1))
+        await asyncio.sleep(0)
+        await actor.committed(1, 0)
+        with pytest.raises(ValueError, match="timeline"):
+            await actor.snapshot(0)
+        await back
+        await actor.go_back(commit, 1)  # asked again
+        again = opened(job, tmp_path)
+        assert repr(again) == "replay v0"
+        assert (await again.stats())["num_buffered"] == 3
+
+    asyncio.run(play())
+
+
+def test_a_stop_survives(job: JobConfig, tmp_path: Path) -> None:
+    async def play() -> None:
+        await opened(job, tmp_path).stop("interrupted")
+        assert await opened(job, tmp_path).take(0, 0) == Stop(reason="interrupted")
+
+    asyncio.run(play())

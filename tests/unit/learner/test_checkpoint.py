@@ -77,16 +77,32 @@ def test_a_version_trained_again_stands_beside_the_old_one(tmp_path: Path) -> No
 def test_a_future_that_was_left_is_older_than_what_is_trained_now(tmp_path: Path) -> None:
     for version in (5, 10):
         commit(tmp_path, version)
-    (tmp_path / LATEST).write_text("step-00000005-t0001\n")  # by hand: back to 5
-    assert taken(tmp_path).version == 5
+    truncated(tmp_path / "step-00000010-t0001")
+    found = find(tmp_path)
+    commit(tmp_path, 11, keep_last=9)  # as by a learner that was given up, and has not heard of it
+    set_aside(found)
+    assert names(tmp_path) == [
+        "aside-step-00000010-t0001",
+        "aside-step-00000011-t0001",
+        "step-00000005-t0001",
+    ]
     commit(tmp_path, 6, timeline=2, keep_last=1)
-    assert names(tmp_path) == ["step-00000006-t0002"]
+    assert taken(tmp_path).version == 6
+
+
+def test_a_learner_that_was_given_up_commits_no_more(tmp_path: Path) -> None:
+    claim_timeline(tmp_path)
+    commit(tmp_path, 5, timeline=0)
+    claim_timeline(tmp_path)
+    with pytest.raises(SlipstreamError, match="later timeline"):
+        commit(tmp_path, 6, timeline=0)
+    assert taken(tmp_path).version == 5
 
 
 def test_every_launch_has_a_timeline_of_its_own(tmp_path: Path) -> None:
     assert [claim_timeline(tmp_path / "new"), claim_timeline(tmp_path / "new")] == [0, 1]
     commit(tmp_path, 5, timeline=7)
-    (tmp_path / "damaged-step-00000050-t0008").mkdir()
+    (tmp_path / "aside-step-00000050-t0008").mkdir()
     assert claim_timeline(tmp_path) == 9
     assert [path.name for path in tmp_path.glob(".timeline-*")] == [".timeline-0009"]
 
@@ -147,7 +163,7 @@ def test_a_damaged_commit_is_named_and_the_one_before_is_taken(
     assert str(newest) in found.damaged[0]
     assert message in found.damaged[0]
     set_aside(found)
-    assert names(tmp_path) == [f"damaged-{newest.name}", "step-00000005-t0001"]
+    assert names(tmp_path) == [f"aside-{newest.name}", "step-00000005-t0001"]
     assert find(tmp_path).damaged == ()
 
 
@@ -192,16 +208,12 @@ def test_what_a_newer_slipstream_trained_is_never_left_for_an_older_commit(tmp_p
     assert find(tmp_path).commit is None
 
 
-def test_latest_that_names_nothing_or_is_not_there(tmp_path: Path) -> None:
-    commit(tmp_path, 5)
-    (tmp_path / LATEST).write_text("step-00000099-t0001\n")
-    found = find(tmp_path)
-    assert found.required().version == 5
-    assert "names 'step-00000099-t0001', which is not there" in found.damaged[0]
-    set_aside(found)
-    assert find(tmp_path).damaged == ()
+def test_latest_is_for_people_and_does_not_decide(tmp_path: Path) -> None:
+    for version in (5, 10):
+        commit(tmp_path, version)
+    assert (tmp_path / LATEST).read_text() == "step-00000010-t0001\n"
     (tmp_path / LATEST).unlink()
-    assert taken(tmp_path).version == 5
+    assert taken(tmp_path).version == 10
 
 
 @pytest.mark.parametrize("root", ["none", "file"])

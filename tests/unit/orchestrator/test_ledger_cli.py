@@ -32,7 +32,8 @@ def run(tmp_path: Path) -> Path:
     (run / "job.yaml").write_text(RULES)
     journal = Journal(run / FILE_NAME, job="trial", durability="flush")
     empty = {"num_issued": 0, "counts": {}, "pending": {}}
-    journal.snapshot("begin", version=0, timeline=0, state={"version": 0, "ledger": empty})
+    begin = {"version": 0, "ledger": empty, "buffered": [], "running": []}
+    journal.snapshot("begin", version=0, timeline=0, state=begin)
     step = [Taken(version=0, uses=(Use(ordinal=0, lag=0, use=1),)), Trained(version=1)]
     journal.append([leased(0, 0), accepted(0, 0), *step])
     state = {

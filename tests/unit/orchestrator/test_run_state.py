@@ -27,9 +27,21 @@ def state() -> RunState:
     state.fold({**busy, "seconds": {"generate": 10.0, "wait": 10.0}})
     for version, accuracy in ((0, 0.25), (2, 0.5)):
         figures = {"greedy_accuracy": accuracy, "sampled_reward": accuracy / 2, "num_prompts": 8}
-        state.fold({"kind": "eval", "version": version, "time_s": 0.0, **figures})
+        state.fold({"kind": "eval", "timeline": 0, "version": version, "time_s": 0.0, **figures})
     state.fold({"kind": "unknown", "time_s": 0.0})
     return state
+
+
+def test_what_was_measured_of_weights_that_are_gone_does_not_count() -> None:
+    folded = RunState(num_steps=20)
+    for version in (5, 10):
+        folded.fold({"kind": "eval", "timeline": 0, "version": version})
+    folded.fold({"kind": "went_back", "timeline": 1, "version": 5, "time_s": 1.0})
+    assert (list(folded.evals), folded.version, folded.num_restarts) == ([5], 5, 1)
+    folded.fold({"kind": "eval", "timeline": 0, "version": 10})  # it was still being scored
+    assert list(folded.evals) == [5]
+    folded.fold({"kind": "eval", "timeline": 1, "version": 10})
+    assert list(folded.evals) == [5, 10]
 
 
 def test_totals() -> None:

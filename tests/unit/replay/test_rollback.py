@@ -99,3 +99,26 @@ def test_a_tighter_bound_issues_again_what_is_now_too_old(
     game.step()
     tighter = play(max_staleness=0, on_stale=on_stale, snapshot=game.buffer.snapshot())
     assert sorted(tighter.buffer.state.shelf.entries) == kept
+
+
+@pytest.mark.parametrize("tighter", [{"max_staleness": 1}, {"groups_per_batch": 1}])
+def test_under_tighter_rules_no_more_comes_along_than_can_train_in_time(
+    play: Play, tighter: dict[str, int]
+) -> None:
+    game = play(max_staleness=4)
+    game.put(*game.lease(10).values())
+    game.step()
+    again = play(**({"max_staleness": 4} | tighter), snapshot=game.buffer.snapshot())
+    for _ in range(6):
+        again.put(*again.lease(9).values())
+        again.step()
+    assert "stale" not in again.buffer.stats()["reissues"]
+
+
+def test_the_stop_of_before_is_over(play: Play) -> None:
+    game = play()
+    commit = game.buffer.snapshot()
+    game.buffer.stop("interrupted")
+    assert game.ask(1).stop is not None
+    go(game, commit)
+    assert game.ask(1).stop is None
