@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -119,6 +120,12 @@ def _run_dir(job: JobConfig, *, resume: bool, overwrite: bool) -> Iterator[tuple
         )
     if overwrite and Path(job.model.path).resolve().is_relative_to(run_dir):
         yield "model.path", f"lies in {job.run_dir}, which --overwrite deletes; choose another name"
+    there = next(path for path in [run_dir, *run_dir.parents] if path.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        yield (
+            "checkpoint.dir",
+            f"{there} cannot be written; make it a directory that can, or name another one",
+        )
 
 
 def _commit(job: JobConfig, run_dir: Path) -> Iterator[tuple[str, str]]:

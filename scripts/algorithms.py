@@ -1,11 +1,12 @@
 """`make algorithms`: every algorithm on the arithmetic example, one seed, `buffered`; writes
 docs/results/algorithms.md.
 
-    python scripts/algorithms.py [NAME ...]      only these
+    python scripts/algorithms.py [NAME ...]      only these, the others' figures stay
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from typing import Any
@@ -49,7 +50,7 @@ ALGORITHMS: dict[str, tuple[str, ...]] = {
         TWO_UPDATES,
     ),
     "PPO, n-step": (
-        "algorithm.advantage={kind: n_step, n: 2}",
+        "algorithm.advantage={kind: n_step, n: 4}",
         "algorithm.critic={learning_rate: 5e-4, warmup_steps: 10}",
         TWO_UPDATES,
     ),
@@ -69,8 +70,10 @@ ALGORITHMS: dict[str, tuple[str, ...]] = {
 
 
 def main() -> None:
-    chosen = sys.argv[1:] or list(ALGORITHMS)
-    results = {name: run(name) for name in chosen}
+    results: dict[str, dict[str, Any]] = {}
+    if sys.argv[1:]:
+        results = json.loads((ROOT / "docs" / "results" / "algorithms.json").read_text())
+    results |= {name: run(name) for name in sys.argv[1:] or ALGORITHMS}
     write("algorithms", page(results), results)
 
 

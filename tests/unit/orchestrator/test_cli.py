@@ -158,6 +158,15 @@ def test_a_run_without_a_sound_commit_is_not_begun_anew(tmp_path: Path) -> None:
     assert commit.exists()
 
 
+def test_a_directory_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = slipstream("launch", str(job_file(tmp_path)), f"checkpoint.dir={tmp_path}/file/runs")
+    assert done.returncode == 2
+    assert "checkpoint.dir" in done.stderr
+    assert f"{tmp_path}/file cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_an_unreadable_model_is_said(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{")
