@@ -231,8 +231,8 @@ class ReplayActor:
             changed = self._changed
             reply = ask()
             left_s = deadline_s - time.monotonic()
-            await self._written()
             if says_something(reply) or left_s <= 0:
+                await self._written()
                 return reply
             with suppress(TimeoutError):
                 await asyncio.wait_for(changed.wait(), left_s)

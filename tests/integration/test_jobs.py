@@ -224,7 +224,7 @@ def test_every_role_may_be_killed(tmp_path: Path) -> None:
     """The learner and replay come back by themselves, the others with --resume; see the script."""
     program = [sys.executable, str(ROOT / "scripts" / "chaos.py"), "--runs", str(tmp_path)]
     done = subprocess.run(
-        [*program, "--kills", "4", "--steps", "60", "--no-page"],
+        [*program, "--kills", "4", "--steps", "150", "--no-page"],
         cwd=ROOT,
         env=environment(),
         capture_output=True,
@@ -233,7 +233,7 @@ def test_every_role_may_be_killed(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     found = ledger(tmp_path / "chaos")
-    assert found["fates"] == {"trained": 60 * 32}
+    assert found["fates"] == {"trained": 150 * 32}
     assert found["rollbacks"]
     assert_nothing_is_left()
 
