@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -57,6 +58,8 @@ class Run:
 
     def launch(self) -> None:
         how = "--resume" if self.num_launches else "--overwrite"
+        if not self.num_launches:
+            shutil.rmtree(self.directory, ignore_errors=True)  # also its count of steps
         command = [sys.executable, "-m", "orchestrator.cli", "launch", str(self.file), how]
         directory = f"checkpoint.dir={self.directory.parent}"
         self.directory.parent.mkdir(parents=True, exist_ok=True)
