@@ -16,10 +16,8 @@ from typing import Any, Protocol
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
-from replay.audit import TRAINED, Audit, Lengths, Promise, Rollback, audit
+from replay.audit import TRAINED, Audit, Lengths, Rollback, audit
 from replay.journal import FILE_NAME, JournalReader
 from replay.rows import FactRow, Row, SnapshotRow
 from slipstream.errors import SlipstreamError
@@ -43,13 +41,14 @@ class Report(Protocol):
 def read_ledger(run: str, ordinal: int | None = None) -> Report:
     """The report on a run, or on one prompt of it. Raises NoLedger and JournalError."""
     run_dir = _run_dir(run)
-    promise = _promise(run_dir / "job.yaml")
     path = run_dir / FILE_NAME
     if not path.is_file():
-        raise NoLedger(f"{path} does not exist: the run was made with replay.durability: off")
+        raise NoLedger(
+            f"{path} does not exist: this is no run's directory, or replay.durability was off"
+        )
     with JournalReader(path) as journal:
         try:
-            found = audit(journal.rows(), promise)
+            found = audit(journal.rows())
         except ValueError as error:
             raise NoLedger(f"{path}: {error}; the file is damaged") from None
         if ordinal is None:
@@ -266,16 +265,3 @@ def _run_dir(run: str) -> Path:
         if path.is_dir():
             return path
     raise NoLedger(f"there is no run {run}: neither a directory here nor a name in ./runs")
-
-
-def _promise(path: Path) -> Promise:
-    """Read without the rest of the job file, which another version may have written."""
-    try:
-        replay = YAML(typ="safe").load(path.read_text(encoding="utf-8"))["replay"]
-        bound = None if replay["on_stale"] == "clip" else int(replay["max_staleness"])
-        return Promise(max_uses=int(replay["max_uses"]), max_staleness=bound)
-    except FileNotFoundError:
-        raise NoLedger(f"{path.parent} is no run: it has no {path.name}") from None
-    except (OSError, YAMLError, KeyError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise NoLedger(f"{path} does not tell the run's rules: {reason}") from None

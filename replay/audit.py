@@ -50,7 +50,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Promise:
-    """The job's rules that the history is held to."""
+    """The job's rules that the history is held to, from one launch or return to the next."""
 
     max_uses: int
     max_staleness: int | None  # None: `clip`, which gives the bound up
@@ -94,7 +94,7 @@ class Audit:
     num_waiting: int = 0
     frontier: int = 0  # every ordinal below has its fate
     num_uses: int = 0
-    num_duplicates: int = 0  # ordinals that trained more than max_uses times
+    num_duplicates: int = 0  # ordinals that trained more than max_uses times, undone or not
     num_gaps: int = 0
     lags: Counter[int] = field(default_factory=Counter)  # lag -> uses
     trained: Lengths = field(default_factory=Lengths)
@@ -105,9 +105,9 @@ class Audit:
     findings: list[Finding] = field(default_factory=list)
 
 
-def audit(rows: Iterable[Row], promise: Promise) -> Audit:
+def audit(rows: Iterable[Row]) -> Audit:
     """Judge a whole journal. Raises ValueError for a row that has no meaning."""
-    fold = _Fold(promise)
+    fold = _Fold()
     for row in rows:
         try:
             if isinstance(row, SnapshotRow):
@@ -156,8 +156,8 @@ class _Batch(NamedTuple):
 class _Fold:
     """The history so far. `_changes` holds what each change replaced, to go back by."""
 
-    def __init__(self, promise: Promise) -> None:
-        self._promise = promise
+    def __init__(self) -> None:
+        self._promise: Promise | None = None  # as the last begin or rollback row has it
         self._found = Audit()
         self._is_empty = True
         self._num_known_before = 0  # lower ordinals that are no items have a fate from before
@@ -176,7 +176,11 @@ class _Fold:
 
     def fact(self, row: FactRow) -> None:
         self._is_empty = False
-        ordinal = _int(row.ordinal) if row.kind != "trained" else -1
+        if row.kind == "trained":
+            return self._trained(row)
+        if row.kind == "stopped":
+            return None  # of no ordinal, and no fate
+        ordinal = _int(row.ordinal)
         match row.kind:
             case "leased":
                 self._leased(row, ordinal)
@@ -192,12 +196,11 @@ class _Fold:
                 self._dropped(row, ordinal)
             case "taken":
                 self._taken(row, ordinal)
-            case "trained":
-                self._trained(row)
             case "outgrown":
                 pass  # it has trained, and that is all that counts here
             case kind:
                 raise ValueError(f"unknown kind {kind!r}")
+        return None
 
     def _leased(self, row: FactRow, ordinal: int) -> None:
         self._issue(row, ordinal)
@@ -296,14 +299,17 @@ class _Fold:
             self._breach(Breach.TWO_FATES, row, f"trained after its fate, {item.fate}", ordinal)
         elif item.lease_id is None:
             self._breach(Breach.NEVER_ACCEPTED, row, "trained, but no group is there", ordinal)
-        if item.num_uses + 1 > self._promise.max_uses:
-            text = f"trained {item.num_uses + 1} times, at most {self._promise.max_uses}"
+        promise = self._promise
+        if promise is None:
+            raise ValueError("a step before the row that begins the journal")
+        if item.num_uses + 1 > promise.max_uses:
+            text = f"trained {item.num_uses + 1} times, at most {promise.max_uses}"
             self._breach(Breach.TOO_MANY_USES, row, text, ordinal)
         lag = self._lag(item, batch_version, stated_lag)
         if lag != stated_lag:
             text = f"trained at a lag of {lag}, which was stated as {stated_lag}"
             self._breach(Breach.LAG, row, text, ordinal)
-        bound = self._promise.max_staleness
+        bound = promise.max_staleness
         if bound is not None and lag > bound:
             self._breach(Breach.LAG, row, f"trained at a lag of {lag}, at most {bound}", ordinal)
         self._lags.append(lag)
@@ -319,7 +325,7 @@ class _Fold:
     # --- snapshots ------------------------------------------------------------------
 
     def snapshot(self, row: SnapshotRow) -> None:
-        if "promise" in row.state:  # the rules that hold from here on
+        if row.kind != "commit":
             self._promise = Promise(**row.state["promise"])
         if row.kind == "rollback":
             self._go_back(row)
@@ -512,8 +518,9 @@ class _Fold:
         found.num_gaps = len(gaps)
         found.num_uses = len(self._lags)
         found.lags = Counter(self._lags)
+        too_often = (f.ordinal for f in found.findings if f.breach is Breach.TOO_MANY_USES)
+        found.num_duplicates = len(set(too_often))
         for item in items.values():
-            found.num_duplicates += item.num_uses > self._promise.max_uses
             if item.fate == TRAINED and item.lease_id in self._groups:
                 _add(found.trained, self._groups[item.lease_id])
         return found

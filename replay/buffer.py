@@ -122,9 +122,11 @@ class ReplayBuffer:
         leases = (*lost, *(self._grant(worker, incarnation, now_s) for _ in range(num_new)))
         if leases:
             self._workers.works(worker)
+        running_now, ended = self.state.running, self.state.ended
         # One under which a group was put has its answer there.
-        known_here = self.state.running.keys() | self.state.ended.keys()
-        revoked = tuple(lease_id for lease_id in held if lease_id not in known_here)
+        revoked = tuple(
+            held_id for held_id in held if not (held_id in running_now or held_id in ended)
+        )
         return self._reply(leases, revoked, self._stop)
 
     def _reply(

@@ -151,8 +151,8 @@ class Group:
         return max(rollout.spans[-1].version for rollout in self.rollouts)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Between processes as one byte string: that is five times quicker than to pickle every
-        array, and whoever gets it owns its memory."""
+        """Between processes as one byte string: that is quicker than to pickle every array,
+        and whoever gets it owns its memory."""
         from slipstream.codec import decode, encode
 
         try:

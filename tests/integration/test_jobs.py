@@ -295,6 +295,7 @@ def test_a_signal_commits_and_leaves_nothing(tmp_path: Path, number: signal.Sign
     assert job.returncode == 130, output
     assert "Traceback" not in output
     assert newest_commit(run).name == f"step-{events(run, 'step')[-1]['version']:08d}-t0000"
+    assert ledger(run)["findings"] == []
     assert_nothing_is_left()
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from replay.actor import LONG_POLL_S, ReplayActor, ReplayClient
-from replay.audit import Promise, audit
+from replay.audit import audit
 from replay.buffer import ReplayBuffer
 from replay.journal import FILE_NAME, JournalReader
 from replay.rules import Rules
@@ -186,7 +186,7 @@ def test_it_goes_back_with_what_came_since_the_commit(job: JobConfig, tmp_path: 
 
     asyncio.run(play())
     with JournalReader(tmp_path / FILE_NAME) as journal:
-        found = audit(journal.rows(), Promise(max_uses=1, max_staleness=1))
+        found = audit(journal.rows())
     assert found.findings == []
     assert found.fates == {"trained": 4}
     assert len(found.rollbacks) == 1
@@ -231,7 +231,7 @@ def test_a_killed_process_comes_back_by_itself(
             client.trained(version, 0).result(TIMEOUT_S)
     ray_cluster.kill(actor)
     with JournalReader(tmp_path / FILE_NAME) as journal:
-        found = audit(journal.rows(), Promise(max_uses=1, max_staleness=1))
+        found = audit(journal.rows())
     assert (found.findings, killed, found.fates["trained"]) == ([], num_kills, 16)
 
 

@@ -15,7 +15,7 @@ from replay.journal import FILE_NAME, Journal
 from slipstream.records import DropReason
 from tests.helpers.groups import accepted, leased
 
-RULES = "replay: {max_uses: 1, max_staleness: 1, on_stale: wait}\n"
+RULES = {"promise": {"max_uses": 1, "max_staleness": 1}}
 
 
 def ledger(*arguments: object) -> Result:
@@ -29,10 +29,9 @@ def run(tmp_path: Path) -> Path:
     """A run that trained ordinals 0 and 1, and went back to before 1; it trained again."""
     run = tmp_path / "runs" / "trial"
     run.mkdir(parents=True)
-    (run / "job.yaml").write_text(RULES)
     journal = Journal(run / FILE_NAME, job="trial", durability="flush")
     empty = {"num_issued": 0, "counts": {}, "pending": {}}
-    begin = {"version": 0, "ledger": empty, "buffered": [], "running": []}
+    begin = {"version": 0, "ledger": empty, "buffered": [], "running": [], **RULES}
     journal.snapshot("begin", version=0, timeline=0, state=begin)
     step = [Taken(version=0, uses=(Use(ordinal=0, lag=0, use=1),)), Trained(version=1)]
     journal.append([leased(0, 0), accepted(0, 0), *step])
@@ -52,6 +51,7 @@ def run(tmp_path: Path) -> Path:
         "buffered": [[1, 1, 0]],
         "running": [],
         "from_seq": commit,
+        **RULES,
     }
     journal.snapshot("rollback", version=1, timeline=1, state=back)
     journal.append([Dropped(ordinal=2, reason=DropReason.PROMPT_TOO_LONG), *step])
@@ -153,7 +153,7 @@ def test_bad_input_is_one_line_and_exits_with_2(run: Path, tmp_path: Path) -> No
         assert not result.stdout
 
     fails("there is no run nowhere", "nowhere")
-    fails("is no run: it has no job.yaml", tmp_path)
+    fails("this is no run's directory", tmp_path)
     fails("knows nothing of ordinal 7; 4 were issued", run, "--ordinal", 7)
     journal = run / FILE_NAME
     whole = journal.read_bytes()
@@ -162,8 +162,4 @@ def test_bad_input_is_one_line_and_exits_with_2(run: Path, tmp_path: Path) -> No
     journal.write_bytes(whole[: len(whole) // 2])
     fails(str(journal), run)
     journal.unlink()
-    fails("replay.durability: off", run)
-    (run / "job.yaml").write_text("name: x\n")
-    fails("does not tell the run's rules", run)
-    (run / "job.yaml").write_text("[: {\n")
-    fails("does not tell the run's rules", run)
+    fails("replay.durability was off", run)

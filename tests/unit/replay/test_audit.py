@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
 
 from replay.audit import Audit, Breach, Promise, Rollback, audit
-from replay.facts import Accepted, Dropped, Fact, Outgrown, Refused, Reissued, Taken, Trained, Use
+from replay.facts import (
+    Accepted,
+    Dropped,
+    Fact,
+    Outgrown,
+    Refused,
+    Reissued,
+    Stopped,
+    Taken,
+    Trained,
+    Use,
+)
 from replay.rows import FactRow, Row, SnapshotKind, SnapshotRow, columns_of
 from slipstream.records import DropReason, RefusalReason
 from tests.helpers.groups import accepted, leased, make_group
@@ -51,7 +63,17 @@ class History:
         return seq
 
     def audit(self, promise: Promise = ONCE) -> Audit:
-        return audit(self.rows, promise)
+        """Under one promise from the beginning, where the rows state none."""
+        rules = {"promise": asdict(promise)}
+        begin: dict[str, Any] = state()
+        first = SnapshotRow(seq=0, at_s=0.0, kind="begin", version=0, timeline=0, state=begin)
+        rows = self.rows
+        if not rows or isinstance(rows[0], FactRow):
+            rows = [first, *rows]
+        return audit(
+            row if isinstance(row, FactRow) else replace(row, state={**rules, **row.state})
+            for row in rows
+        )
 
 
 def state(
@@ -499,4 +521,27 @@ def test_a_row_without_meaning_is_a_value_error() -> None:
         history.audit()
     row = FactRow(seq=1, at_s=0.0, kind="dreamt", ordinal=0, data={})
     with pytest.raises(ValueError, match="dreamt"):
-        audit([row], ONCE)
+        audit([row])
+
+
+def test_a_stop_is_no_fate() -> None:
+    history = History().add(leased(0, 0), Stopped(reason="interrupted"))
+    found = history.audit()
+    assert (found.findings, found.num_leased) == ([], 1)
+
+
+def test_every_stretch_is_judged_by_its_own_rules() -> None:
+    """Trained at a lag of 1 under a bound of 1; then the run goes on under a bound of 0."""
+    step = [Taken(version=1, uses=(Use(ordinal=1, lag=1, use=1),)), Trained(version=2)]
+    history = History()
+    history.snapshot("begin", state(promise={"max_uses": 1, "max_staleness": 1}))
+    history.add(leased(0, 0), accepted(0, 0), leased(1, 1), accepted(1, 1))
+    history.add(Taken(version=0, uses=(Use(ordinal=0, lag=0, use=1),)), Trained(version=1), *step)
+    commit = history.snapshot("commit", state(2, 2, counts={"trained": 2}))
+    tighter = {"max_uses": 1, "max_staleness": 0}
+    back = state(2, 2, counts={"trained": 2}, from_seq=commit, promise=tighter)
+    history.snapshot("rollback", back)
+    assert breaches(history.audit()) == []
+    history.add(leased(2, 2, version=1), accepted(2, 2, 1))
+    history.add(Taken(version=2, uses=(Use(ordinal=2, lag=1, use=1),)), Trained(version=3))
+    assert breaches(history.audit()) == [(Breach.LAG, 2)]

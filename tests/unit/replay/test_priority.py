@@ -129,6 +129,24 @@ def test_with_beta_1_what_is_drawn_estimates_the_mean(size: int) -> None:
     assert abs(np.mean(plain) - VALUES.mean()) > 0.5, "the plain mean is biased"
 
 
+def test_where_most_are_drawn_the_papers_weights_correct_far_too_much() -> None:
+    """How much groups of the lowest priority count, beside those of the highest: how often they
+    are drawn, times their weight."""
+    chance = np.random.default_rng(0)
+    priorities_N = np.array([0.001] * 4 + [0.3] * 8 + [0.5] * 8)
+    scores_N = 0.6 * np.log(priorities_N)
+    plain_N = np.exp(-scores_N)  # (N P)^-1, but for a factor
+    here, paper = np.zeros(20), np.zeros(20)
+    for _ in range(5_000):
+        keys_N = scores_N + chance.gumbel(size=20)
+        order = np.argsort(-keys_N)
+        best = order[:19]
+        here[best] += importance_weights(scores_N[best], keys_N[order[19]], 1.0)
+        paper[best] += plain_N[best] / plain_N[best].max()
+    assert here[:4].mean() / here[12:].mean() == pytest.approx(0.94, abs=0.03)
+    assert paper[:4].mean() / paper[12:].mean() == pytest.approx(31, abs=2)
+
+
 def test_several_are_drawn_one_after_the_other() -> None:
     """0 and 1 of 3: 1/2 * (1/4) / (1/2) + 1/4 * (1/2) / (3/4) = 5/12."""
     job = rules(alpha=1.0)
