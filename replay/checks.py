@@ -59,9 +59,10 @@ def _check_tokens(rollout: Rollout) -> Refusal | None:
         )
     if ids.ndim != 1 or ids.shape != logprobs.shape:
         return RefusalReason.LENGTH_MISMATCH, f"shapes {ids.shape} and {logprobs.shape}"
+    lowest, highest = logprobs.min(), logprobs.max()
     # At most 0, exactly: engines clamp what rounding puts above it. NaN fails the comparison.
-    if not bool(np.all((logprobs <= 0) & (logprobs > -math.inf))):
-        return RefusalReason.BAD_LOGPROB, f"from {logprobs.min()} to {logprobs.max()}"
+    if not -math.inf < lowest <= highest <= 0:
+        return RefusalReason.BAD_LOGPROB, f"from {lowest} to {highest}"
     if not math.isfinite(rollout.reward):
         return RefusalReason.BAD_REWARD, str(rollout.reward)
     return None

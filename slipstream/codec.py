@@ -3,8 +3,9 @@
     "SLG" and the format, one byte │ CRC-32 of the rest │ length of the header
     header, JSON                   │ all token ids, int32 │ all log-probs, float32
 
-Numbers are little-endian. The token ids are the prompt's and then each answer's, back to back.
-Nothing in the bytes is ever run, so a file from elsewhere can do no harm.
+Numbers are little-endian; spaces after the header bring them to multiples of four bytes. The
+token ids are the prompt's and then each answer's, back to back. Nothing in the bytes is ever run,
+so a file from elsewhere can do no harm.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ _to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 def encode(group: Group) -> bytes:
     """Raises TypeError where an array is not of its record's type."""
+    if group.encoded is not None:
+        return group.encoded
     rollouts = group.rollouts
     header = {
         "lease_id": group.lease_id,
@@ -59,6 +62,7 @@ def encode(group: Group) -> bytes:
         "failures": [(failure.reason.value, failure.detail) for failure in group.failures],
     }
     text = _to_json(header).encode()
+    text += b" " * (-(_PREFIX.size + len(text)) % 4)
     ids = [group.prompt_token_ids, *(r.token_ids for r in rollouts)]
     # "equiv" lets nothing pass that would lose a bit, or change its meaning.
     token_ids = np.concatenate(ids, dtype="<i4", casting="equiv")
@@ -69,14 +73,21 @@ def encode(group: Group) -> bytes:
 
 
 def decode(data: bytes) -> Group:
-    """The same group. Its arrays own their memory. Raises ValueError for any other bytes."""
+    """The same group; its arrays are views of `data`. Raises ValueError for any other bytes."""
     if len(data) < _PREFIX.size or data[:3] != MAGIC:
         raise ValueError("these bytes are no group")
-    _, found, crc, header_length = _PREFIX.unpack_from(data)
+    _, found, crc, _ = _PREFIX.unpack_from(data)
     if found != FORMAT:
         raise ValueError(f"a group of format {found}, this is {FORMAT}")
     if zlib.crc32(memoryview(data)[_CRC_FROM:]) != crc:
         raise ValueError("a damaged group: its checksum differs")
+    return receive(data)
+
+
+def receive(buffer: bytes | memoryview) -> Group:
+    """As `decode`, of bytes that come straight from `encode`: without a look at the checksum."""
+    data = bytes(buffer)  # copied if it is not this process's own
+    header_length = _PREFIX.unpack_from(data)[3]
     try:
         header = json.loads(data[_PREFIX.size : _PREFIX.size + header_length])
         return _group(header, data, _PREFIX.size + header_length)
@@ -91,9 +102,11 @@ def _group(header: dict[str, Any], data: bytes, offset: int) -> Group:
     num_ids = num_prompt_tokens + sum(row[0] for row in rows)
     if min(counts) < 0 or offset + 4 * sum(counts) != len(data):
         raise ValueError(f"{sum(counts)} numbers announced, {len(data) - offset} bytes follow")
-    token_ids = np.frombuffer(data, "<i4", num_ids, offset).astype(np.int32)
-    logprobs = np.frombuffer(data, "<f4", offset=offset + 4 * num_ids).astype(np.float32)
-    return Group(
+    token_ids = np.frombuffer(data, "<i4", num_ids, offset).astype(np.int32, copy=False)
+    logprobs = np.frombuffer(data, "<f4", offset=offset + 4 * num_ids).astype(
+        np.float32, copy=False
+    )
+    group = Group(
         lease_id=header["lease_id"],
         worker=header["worker"],
         incarnation=header["incarnation"],
@@ -107,6 +120,8 @@ def _group(header: dict[str, Any], data: bytes, offset: int) -> Group:
             for reason, detail in header["failures"]
         ),
     )
+    object.__setattr__(group, "encoded", data)
+    return group
 
 
 def _rollouts(rows: list[Any], token_ids: TokenIds, logprobs: LogProbs) -> tuple[Rollout, ...]:

@@ -13,8 +13,9 @@ begins: its versions above the commit's are other weights than those of the same
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from pickle import PickleBuffer
 from typing import Any
 
 import numpy as np
@@ -141,6 +142,8 @@ class Group:
     rollouts: tuple[Rollout, ...]
     greedy_reward: float | None = None  # of one more answer, which does not train; for ReMax
     failures: tuple[RolloutFailure, ...] = ()
+    # Where it came from elsewhere: its bytes, of which its arrays are views. Never encoded again.
+    encoded: bytes | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def oldest_version(self) -> int:
@@ -150,15 +153,18 @@ class Group:
     def newest_version(self) -> int:
         return max(rollout.spans[-1].version for rollout in self.rollouts)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Between processes as one byte string: that is quicker than to pickle every array,
         and whoever gets it owns its memory."""
-        from slipstream.codec import decode, encode
+        from slipstream.codec import encode, receive
 
         try:
-            return decode, (encode(self),)
+            data = encode(self)
         except TypeError:  # arrays of a wrong type: replay will refuse it, and say why
-            return _group_of, ({field.name: getattr(self, field.name) for field in fields(self)},)
+            names = [field.name for field in fields(self) if field.init]
+            return _group_of, ({name: getattr(self, name) for name in names},)
+        # Protocol 5 can leave the bytes where they are.
+        return receive, (PickleBuffer(data) if protocol >= 5 else data,)
 
 
 def _group_of(values: Mapping[str, Any]) -> Group:

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +76,7 @@ def opened(path: Path, **settings: Any) -> Journal:
 
 def plain(facts: Any) -> list[str]:
     """Comparable, as arrays are not."""
-    return [f"{type(fact).__name__} {asdict(fact)}" for fact in facts]
+    return [repr(fact) for fact in facts]
 
 
 def empty(journal: Journal) -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import pickle
 import struct
 import zlib
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,8 @@ def bits(value: Any) -> Any:
         case tuple():
             return tuple(map(bits, value))
         case Group() | Rollout():
-            return tuple(bits(getattr(value, name)) for name in value.__slots__)
+            names = [field.name for field in fields(value) if field.compare]
+            return tuple(bits(getattr(value, name)) for name in names)
         case _:
             return value
 
@@ -86,14 +88,30 @@ def test_every_group_comes_back_to_the_bit(group: Group) -> None:
     assert bits(decode(encode(group))) == bits(group)
 
 
-def test_arrays_come_back_writable_and_their_own() -> None:
-    data = bytearray(encode(make_group(7, 3)))
-    group = decode(bytes(data))
-    group.rollouts[0].token_ids[:] = 1
-    group.rollouts[0].logprobs[:] = 0
-    assert list(group.rollouts[1].token_ids) == [7] * 4
+def test_arrays_are_views_that_nobody_can_write() -> None:
+    group = decode(encode(make_group(7, 3)))
     assert list(group.prompt_token_ids) == [3]
-    assert list(decode(bytes(data)).rollouts[0].token_ids) == [7] * 4
+    for array in (group.prompt_token_ids, group.rollouts[0].token_ids, group.rollouts[1].logprobs):
+        with pytest.raises(ValueError, match="read-only"):
+            array[:] = 0
+
+
+@given(groups)
+def test_a_group_that_came_as_bytes_keeps_them_until_it_is_changed(group: Group) -> None:
+    data = encode(group)
+    received = pickle.loads(pickle.dumps(decode(data), protocol=5))
+    assert received.encoded == encode(received) == data
+    changed = replace(received, attempt=received.attempt + 1)
+    assert decode(encode(changed)).attempt == group.attempt + 1
+
+
+def test_bytes_of_another_process_are_copied() -> None:
+    buffers: list[pickle.PickleBuffer] = []
+    pickled = pickle.dumps(make_group(7, 3), protocol=5, buffer_callback=buffers.append)
+    shared = bytearray(buffers[0].raw())
+    received = pickle.loads(pickled, buffers=[shared])
+    shared[:] = bytes(len(shared))
+    assert list(received.rollouts[0].token_ids) == [7] * 4
 
 
 @given(groups, st.data())
