@@ -64,6 +64,8 @@ class DropReason(StrEnum):
     STALE = "stale"
     ZERO_VARIANCE = "zero_variance"  # dynamic sampling: all rewards of the group equal
     FAILED = "failed"  # every attempt was refused or failed
+    QUARANTINED = "quarantined"  # engines died of it again and again
+    NOT_FINITE = "not_finite"  # its batch's gradient was not finite, so that no weight changed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

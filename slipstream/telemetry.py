@@ -12,12 +12,14 @@ Events (kind: fields beside role, index and time_s):
                        about once a second
             `update_lost`  version, message
             `refused`  ordinal, reason, detail
+            `left`     reason, num_given_back (leases that another worker gets)
             `eval`     timeline, version, num_prompts, num_failures, greedy_accuracy, greedy_reward,
                        sampled_reward, seconds
     learner `step`     version (the one made), loss, reward, lags {lag: groups}, num_groups,
                        num_rollouts, num_answer_tokens, tokens_sha256,
                        seconds {wait, train, publish, commit}, metrics {name: value}
             `commit`   version, path, seconds (of writing), pause_s (of training)
+            `skipped`  version (which stays), num_groups, detail: a gradient was not finite
             `commit_failed`, `prune_failed`
                        version, message
     driver  `went_back`  timeline, version, cause
@@ -29,6 +31,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -58,20 +61,42 @@ class EventLog:
         return events
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beat:
+    """What a role's work loop does now, read beside it. Ages are of the role's own clock."""
+
+    incarnation: int  # of a worker; a rank's is its timeline
+    timeline: int  # of the weights held
+    version: int  # of them; -1 before the first
+    phase: str  # of `Busy`, or "between"
+    phase_s: float  # since it began; of "between": since the last one ended
+    token_s: float | None = None  # since an engine last made a token, None while it sleeps
+    leaving: bool = False  # finishes what it has, and asks for nothing new
+
+
 class Busy:
-    """Seconds spent in each named phase since the last `drain`."""
+    """Seconds spent in each named phase since the last `drain`, and the one under way. Phases do
+    not nest. One thread enters them; any may read `now`."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
+        self._now = ("between", time.perf_counter())
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         start_s = time.perf_counter()
+        self._now = (name, start_s)
         try:
             yield
         finally:
-            elapsed_s = time.perf_counter() - start_s
-            self._seconds[name] = self._seconds.get(name, 0.0) + elapsed_s
+            end_s = time.perf_counter()
+            self._now = ("between", end_s)
+            self._seconds[name] = self._seconds.get(name, 0.0) + end_s - start_s
+
+    def now(self) -> tuple[str, float]:
+        """The phase under way, and the seconds since it began."""
+        name, since_s = self._now
+        return name, time.perf_counter() - since_s
 
     def drain(self) -> dict[str, float]:
         seconds, self._seconds = self._seconds, {}

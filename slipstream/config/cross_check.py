@@ -13,7 +13,17 @@ MIN_CALL_TIMEOUT_S = 5.0
 
 def cross_check(job: JobConfig) -> list[Finding]:
     """Everything that single fields cannot tell."""
-    checks = (_devices, _staleness, _precision, _terms, _policies, _batches, _weights, _times)
+    checks = (
+        _devices,
+        _workers,
+        _staleness,
+        _precision,
+        _terms,
+        _policies,
+        _batches,
+        _weights,
+        _times,
+    )
     return [finding for check in checks for finding in check(job)]
 
 
@@ -37,6 +47,16 @@ def _devices(job: JobConfig) -> Iterator[Finding]:
             "rollout.num_workers",
             f"{rollout.num_workers} workers cannot share the GPUs of {learner.num_ranks} ranks one "
             "to one; make the numbers equal, or set rollout.colocate: false",
+        )
+
+
+def _workers(job: JobConfig) -> Iterator[Finding]:
+    fewest, num_workers = job.rollout.min_workers, job.rollout.num_workers
+    if fewest is not None and fewest > num_workers:
+        yield (
+            "rollout.min_workers",
+            f"training would wait for {fewest} workers, and only {num_workers} are started; lower "
+            "it, or raise rollout.num_workers",
         )
 
 
@@ -259,9 +279,15 @@ def _times(job: JobConfig) -> Iterator[Finding]:
     for key, deadline_s in (
         ("replay.lease_timeout_s", job.replay.lease_timeout_s),
         ("replay.call_timeout_s", job.replay.call_timeout_s),
+        ("rollout.start_timeout_s", job.rollout.start_timeout_s),
+        ("rollout.step_timeout_s", job.rollout.step_timeout_s),
+        ("rollout.grace_s", job.rollout.grace_s),
         ("learner.start_timeout_s", job.learner.start_timeout_s),
+        ("learner.step_timeout_s", job.learner.step_timeout_s),
         ("weights.timeout_s", job.weights.timeout_s),
         ("reward.timeout_s", job.reward.timeout_s),
+        ("health.heartbeat_timeout_s", job.health.heartbeat_timeout_s),
+        ("health.call_timeout_s", job.health.call_timeout_s),
     ):
         if watchdog_s <= deadline_s:
             yield (

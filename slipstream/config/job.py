@@ -154,6 +154,10 @@ class RolloutConfig(Section):
     kv_cache_gib: PositiveInt = 1  # CPU engines only
     enforce_eager: bool = False  # no graph capture or compilation
     start_timeout_s: PositiveFloat = 600.0
+    step_timeout_s: PositiveFloat = 60.0  # of one decode step, of a prompt too
+    min_workers: PositiveInt | None = None  # training starts with so many; default: all
+    max_restarts: NonNegativeInt = 3  # of one worker in a row, without a group from it in between
+    grace_s: PositiveFloat = 30.0  # of a worker that must leave, to finish what it has
     placement: PlacementConfig = PlacementConfig()
 
 
@@ -173,6 +177,8 @@ class LearnerConfig(Section):
     max_tokens_per_microbatch: PositiveInt = 8192  # padded tokens of one forward and backward
     gradient_checkpointing: bool = False
     start_timeout_s: PositiveFloat = 600.0  # also of every collective of the ranks
+    step_timeout_s: PositiveFloat = 600.0  # of one step on every rank, its collectives among it
+    max_bad_steps: NonNegativeInt = 3  # in a row with gradients that are not finite; then go back
     max_restarts: NonNegativeInt = 3  # from one and the same commit, when a rank dies
     placement: PlacementConfig = PlacementConfig()
 
@@ -200,6 +206,7 @@ class ReplayConfig(Section):
     max_uses: PositiveInt = 1  # how often one group may train
     dynamic_sampling: bool = False  # drop and refill groups whose rewards are all equal
     max_attempts: PositiveInt = 3  # of one prompt, before it is dropped as failed
+    max_kills: PositiveInt = 3  # engines that died with a prompt before it is quarantined
     lease_timeout_s: PositiveFloat = 600.0  # then its prompt is issued again
     call_timeout_s: PositiveFloat = 120.0  # and when replay dies, it reads data and journal anew
     durability: Durability = "commit"  # of replay's journal
@@ -218,6 +225,15 @@ class CheckpointConfig(Section):
     every_steps: NonNegativeInt = 50  # 0: not by steps; there is always one at the end
     every_minutes: NonNegativeFloat = 0.0  # 0: not by time
     keep_last: PositiveInt = 2
+
+
+class HealthConfig(Section):
+    """How soon a role is taken for dead. A worker is replaced then, the learner starts again."""
+
+    heartbeat_timeout_s: PositiveFloat = 8.0  # without an answer: killed, stopped, or cut off
+    probe_every_s: PositiveFloat = 5.0  # an engine without work makes a token that often
+    call_timeout_s: PositiveFloat = 60.0  # of the driver's calls to a role
+    stop_timeout_s: PositiveFloat = 30.0  # for a role to close, before it is killed
 
 
 class TelemetryConfig(Section):
@@ -240,6 +256,7 @@ class JobConfig(Section):
     replay: ReplayConfig
     weights: WeightsConfig = WeightsConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    health: HealthConfig = HealthConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
 
     @property
