@@ -7,7 +7,7 @@ which has what reports need of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
 
@@ -74,12 +74,20 @@ def columns_of(fact: Fact) -> list[Columns]:
             ]
         case Taken():
             assert fact.uses, "a batch has groups"
-            return [_columns("taken", asdict(use) | {"version": fact.version}) for use in fact.uses]
+            return [
+                _columns("taken", _values(use) | {"version": fact.version}) for use in fact.uses
+            ]
         case Leased():
-            values = asdict(fact)
+            values = _values(fact)
             return [_columns("leased", values | {"version": values.pop("min_version")})]
         case _:
-            return [_columns(type(fact).__name__.lower(), asdict(fact))]
+            return [_columns(type(fact).__name__.lower(), _values(fact))]
+
+
+def _values(fact: Fact | Use) -> dict[str, Any]:
+    """Its fields, which are plain values; `asdict` would look into each of them, in half of the
+    time that a row takes."""
+    return {name: getattr(fact, name) for name in fact.__slots__}
 
 
 def _columns(kind: str, values: dict[str, Any]) -> Columns:
