@@ -1,7 +1,6 @@
-"""The actors of one job: constructed, run, drained, stopped.
+"""The actors of one job: replay and weight board on the driver's node, rollout workers, ranks.
 
-Every call to an actor has a deadline, and a role's death becomes a RoleFailed that names
-the role and quotes its reason.
+    start ──▶ tick ... tick ──▶ the learner is done, or failed: `go_back`, and on it goes
 """
 
 from __future__ import annotations
@@ -14,33 +13,25 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
-from learner.actor import LearnerRank, WeightBoard
+from learner.actor import WeightBoard
 from learner.checkpoint import Commit
-from orchestrator.placement import Placement, place
+from orchestrator.actors import Event, answer, failed, make_actor
+from orchestrator.learners import Learners
+from orchestrator.placement import here, shared_bundles
 from orchestrator.plan import Plan
-from replay.actor import ReplayActor, ReplayClient
-from rollout_worker.actor import RolloutWorkerActor
+from orchestrator.rollouts import Rollouts
+from orchestrator.status import RoleStatus
+from orchestrator.watchdog import who_waits
+from replay.actor import ReplayActor
 from slipstream.config.job import JobConfig
-from slipstream.errors import JobFileError, LearnerFailed, Problem, RoleFailed, SlipstreamError
+from slipstream.errors import JobFileError, Problem, RoleFailed, SlipstreamError
 from slipstream.records import Prompt
 
-CALL_TIMEOUT_S = 60.0
-PLACEMENT_TIMEOUT_S = 120.0
-STOP_TIMEOUT_S = 30.0
-WORKER_THREADS = 5  # run, drain, request_evaluation, stop, transfer
-RANK_THREADS = 2  # run, drain
-
-
-@dataclass(slots=True)
-class _Role:
-    """One actor, and its call to `run` once the job runs."""
-
-    name: str
-    actor: Any
-    running: Any = None
-    draining: Any = None  # a drain that has not answered yet
+LOOK_S = 0.1  # between two looks at roles that start
+STACKS_S = 5.0  # for the roles to tell their stacks
+ANSWER_S = 1.0  # for the roles to say what they do, of one tick
 
 
 @dataclass(slots=True)
@@ -48,14 +39,10 @@ class Fleet:
     """The running job's roles."""
 
     job: JobConfig
-    plan: Plan
-    run_dir: Path
-    placement: Placement
     replay: Any
     board: Any
-    workers: list[_Role]
-    ranks: list[_Role]
-    start_version: int = 0
+    rollouts: Rollouts
+    learners: Learners
     stop_requested: str | None = None
     _stats: Mapping[str, Any] = field(default_factory=dict)
     _eval_prompts: tuple[Prompt, ...] = ()
@@ -65,248 +52,153 @@ class Fleet:
     def start(
         cls, job: JobConfig, plan: Plan, run_dir: Path, *, timeline: int, commit: Commit | None
     ) -> Iterator[Fleet]:
-        """Construct every role, side by side, and wait until all are ready."""
-        placement = place(job, PLACEMENT_TIMEOUT_S)
+        """Have replay read the data, then construct every other role; `tick` until `is_ready`."""
         # Where replay has a journal, another process goes on where one died, and Ray asks it again.
         comes_back = -1 if job.replay.durability != "off" else 0
         survival = {"max_restarts": comes_back, "max_task_retries": comes_back}
+        replay = make_actor(ReplayActor, "replay", **here(), **survival).remote(job, run_dir)
+        # One that died comes back empty, and the learner tells it again.
+        immortal = {"max_restarts": -1, "max_task_retries": -1}
+        board = make_actor(WeightBoard, "weights", **here(), **immortal).remote()
+        workers, ranks = shared_bundles(job) if job.rollout.colocate else (None, None)
+        roles = {"replay": replay, "board": board}
         fleet = cls(
             job=job,
-            plan=plan,
-            run_dir=run_dir,
-            placement=placement,
-            replay=_actor(ReplayActor, "replay", num_cpus=0, **survival).remote(job, run_dir),
-            board=_actor(WeightBoard, "weights", num_cpus=0).remote(),
-            workers=_workers(job, plan, placement),
-            ranks=_ranks(job, plan, placement),
+            replay=replay,
+            board=board,
+            rollouts=Rollouts(job, plan.worker_cores, bundles=workers, **roles),
+            learners=Learners(job, plan.rank_cores, run_dir, bundles=ranks, **roles),
         )
         try:
-            fleet._wait_until_ready(commit, timeline)
+            fleet._open(commit, timeline)
             yield fleet
         finally:
             fleet._leave()
 
-    def run(self) -> None:
-        """Set every role to work."""
-        for role in [*self.workers, *self.ranks]:
-            role.running = role.actor.run.remote()
+    @property
+    def is_ready(self) -> bool:
+        return self.rollouts.is_ready and self.learners.is_running
 
-    def learners_done(self, wait_s: float) -> bool:
-        """Wait up to `wait_s`; whether every rank has returned. Raises RoleFailed."""
-        self.raise_if_failed(wait_s)
-        running = [rank.running for rank in self.ranks]
-        return len(ray.wait(running, num_returns=len(running), timeout=0)[0]) == len(running)
+    def tick(self, wait_s: float) -> list[Event]:
+        """Wait up to `wait_s` for something to end, then look at every role; their events.
 
-    def raise_if_failed(self, wait_s: float) -> None:
-        """Wait up to `wait_s` for a role to end; raise RoleFailed if one did that must not.
-
-        LearnerFailed where `go_back` may help.
+        Raises RoleFailed; LearnerFailed where `go_back` may help.
         """
-        roles = {role.running: role for role in [*self.workers, *self.ranks]}
-        ended, _ = ray.wait(list(roles), num_returns=len(roles), timeout=wait_s)
-        for reference in ended:
-            role = roles[reference]
-            try:
-                ray.get(reference, timeout=CALL_TIMEOUT_S)
-            except RayError as error:
-                failure = _failed(role.name, error, CALL_TIMEOUT_S)
-                if role in self.ranks and self._may_start_again(error):
-                    raise LearnerFailed(str(failure)) from None
-                raise failure from None
-            if role in self.workers:
-                raise RoleFailed(f"{role.name} ended before the job did")
-
-    def _may_start_again(self, error: RayError) -> bool:
-        """Not where the rank itself said what is wrong, nor with `nccl`: the engines' end of the
-        weights' group cannot be formed anew."""
-        said = isinstance(_cause(error), SlipstreamError)
-        return not said and self.job.weights.transport != "nccl"
-
-    def drain(self) -> list[Mapping[str, Any]]:
-        """The events of every role that answers now; the others' come the next time."""
-        roles = [*self.workers, *self.ranks]
-        for role in roles:
-            if role.draining is None:
-                role.draining = role.actor.drain.remote()
-        ray.wait([role.draining for role in roles], num_returns=len(roles), timeout=1.0)
-        events: list[Mapping[str, Any]] = []
-        for role in roles:
-            if ray.wait([role.draining], timeout=0)[0]:
-                # A role that died is reported by `raise_if_failed`, with its reason.
-                with suppress(RayError):
-                    events.extend(ray.get(role.draining))
-                role.draining = None
+        calls = [*self.rollouts.calls(), *self.learners.calls()]
+        ended, _ = ray.wait(calls, num_returns=len(calls), timeout=0) if calls else ([], [])
+        if len(ended) < len(calls):
+            ray.wait(calls, num_returns=len(ended) + 1, timeout=wait_s)
+        if asked := [*self.rollouts.ask(), *self.learners.ask()]:
+            ray.wait(asked, num_returns=len(asked), timeout=ANSWER_S)
+        events = [*self.rollouts.tick(), *self.learners.tick()]
         return sorted(events, key=lambda event: event["time_s"])
+
+    def statuses(self, newest: tuple[int, int]) -> tuple[RoleStatus, ...]:
+        """Of every worker and rank; `newest`: timeline and version of the published weights."""
+        return (*self.learners.statuses(newest), *self.rollouts.statuses(newest))
+
+    def who_waits(self) -> str:
+        """What every role does or waits for, in a sentence."""
+        return who_waits(
+            {**self.learners.heard(), **self.rollouts.heard()},
+            self._stats,
+            time.monotonic(),
+            groups_per_batch=self.job.learner.groups_per_batch,
+        )
+
+    def stacks(self) -> dict[str, str]:
+        """What every thread of every role does, by role."""
+        calls = {**self.learners.stacks(), **self.rollouts.stacks()}
+        calls["replay"] = self.replay.stacks.remote()
+        ray.wait(list(calls.values()), num_returns=len(calls), timeout=STACKS_S)
+        found = {}
+        for name, call in calls.items():
+            try:
+                found[name] = str(ray.get(call, timeout=0))
+            except RayError as error:
+                found[name] = f"no answer: {type(error).__name__}"
+        return found
 
     def replay_stats(self) -> Mapping[str, Any]:
         with suppress(RayError):
-            self._stats = ray.get(self.replay.stats.remote(), timeout=CALL_TIMEOUT_S)
+            self._stats = ray.get(self.replay.stats.remote(), timeout=ANSWER_S)
         return self._stats
 
     def request_stop(self, reason: str) -> None:
         """The learner ends after its step; nothing new is leased."""
         self.stop_requested = reason
-        _get(self.replay.stop.remote(reason), CALL_TIMEOUT_S, "replay")
+        self._ask_replay(self.replay.stop.remote(reason))
 
-    def request_evaluation(self, version: int) -> None:
-        """Ask worker 0 to evaluate the held-out prompts."""
-        worker = self.workers[0]
+    def pause(self, is_paused: bool) -> None:
+        """Nothing new is leased or trained while it is paused; what is under way is finished."""
+        self._ask_replay(self.replay.pause.remote(is_paused))
+
+    def dismiss_learner(self, is_dismissed: bool) -> None:
+        """The ranks commit and end after their step, so that others can take their place."""
+        self._ask_replay(self.replay.dismiss_learner.remote(is_dismissed))
+
+    def _ask_replay(self, call: Any) -> None:
+        answer(call, self.job.health.call_timeout_s, "replay")
+
+    def request_evaluation(self, version: int) -> str | None:
+        """Ask a worker to evaluate the held-out prompts; who it is, None where none can."""
+        if not self.rollouts.running:
+            return None
+        worker = self.rollouts.running[0]
         call = worker.actor.request_evaluation.remote(version, self._eval_prompts)
-        _get(call, CALL_TIMEOUT_S, worker.name)
+        try:
+            answer(call, self.job.health.call_timeout_s, worker.name)
+        except RoleFailed:
+            return None  # the next tick finds out why
+        return f"{worker.name} {worker.incarnation}"
 
-    def end_learners(self) -> None:
-        """Nothing of them trains or writes any more."""
-        for rank in self.ranks:
-            ray.kill(rank.actor)
-        running = [rank.running for rank in self.ranks if rank.running is not None]
-        ray.wait(running, num_returns=len(running), timeout=STOP_TIMEOUT_S)
+    def rebuild_learner(self, commit: Commit, timeline: int, num_ranks: int) -> None:
+        """From the commit with which the ranks ended, at another number of them; replay and the
+        workers go on as they are."""
+        self.learners.end()
+        self.learners.resize(num_ranks)
+        self.dismiss_learner(False)
+        self.learners.begin(commit, timeline, self._worker_actors())
 
     def go_back(self, commit: Commit, timeline: int) -> None:
-        """Start the learners again from `commit`, replay with them; the workers go on.
-
-        Raises LearnerFailed where they do not start.
-        """
-        self._go_back(commit, timeline)
-        self.ranks = _ranks(self.job, self.plan, self.placement)
-        try:
-            self._wait_for(self._started_ranks(commit, timeline))
-        except RoleFailed as failure:
-            raise LearnerFailed(str(failure)) from None
-        for rank in self.ranks:
-            rank.running = rank.actor.run.remote()
+        """Have the learners start again from `commit`, and replay with them; the workers go on."""
+        self._replay_goes_back(commit, timeline)
+        self.learners.begin(commit, timeline, self._worker_actors())
         if self.stop_requested is not None:  # which replay's buffer of before had heard
             self.request_stop(self.stop_requested)
 
-    def _go_back(self, commit: Commit, timeline: int) -> None:
+    def _replay_goes_back(self, commit: Commit, timeline: int) -> None:
         call = self.replay.go_back.remote(commit.replay, timeline)
         # Replay may have to start again, and to read the data, before it can.
-        _get(call, self.job.rollout.start_timeout_s, "replay")
+        answer(call, self.job.rollout.start_timeout_s, "replay")
 
-    def _wait_until_ready(self, commit: Commit | None, timeline: int) -> None:
-        self._eval_prompts = self._open_data(self.job.rollout.start_timeout_s)
-        if commit is not None:
-            self._go_back(commit, timeline)
-        client = ReplayClient(self.replay)
-        starting = self._started_ranks(commit, timeline)
-        for worker in self.workers:
-            starting[worker.actor.start.remote(client, self.board)] = worker.name
-        self._wait_for(starting)
+    def _worker_actors(self) -> list[Any]:
+        """Those that get the weights over nccl."""
+        workers = self.rollouts.workers
+        return [workers[index].actor for index in sorted(workers)]
 
-    def _started_ranks(self, commit: Commit | None, timeline: int) -> dict[Any, str]:
-        """Their calls to `start`, with their names."""
-        first = self.ranks[0]
-        meeting, weights = (
-            _get(first.actor.address.remote(), self.job.learner.start_timeout_s, first.name)
-            for _ in range(2)
-        )
-        handles = [worker.actor for worker in self.workers]
-        client = ReplayClient(self.replay)
-        path = None if commit is None else commit.path
-        self.start_version = 0 if commit is None else commit.version
-        return {
-            rank.actor.start.remote(
-                meeting,
-                weights,
-                client,
-                self.board,
-                handles,
-                self.run_dir,
-                timeline=timeline,
-                commit_dir=path,
-            ): rank.name
-            for rank in self.ranks
-        }
-
-    def _wait_for(self, names: Mapping[Any, str]) -> None:
-        """Until every role of these calls has started."""
-        rollout_s, learner_s = self.job.rollout.start_timeout_s, self.job.learner.start_timeout_s
-        # Whoever fails first is the cause: the others may wait for it until their time is up.
-        waiting, deadline_s = list(names), time.monotonic() + max(rollout_s, learner_s)
-        while waiting:
-            left_s = max(0.0, deadline_s - time.monotonic())
-            done, waiting = ray.wait(waiting, timeout=left_s)
-            for reference in done:
-                _get(reference, CALL_TIMEOUT_S, names[reference])
-            if not done:
-                late = ", ".join(sorted(names[reference] for reference in waiting))
-                raise RoleFailed(
-                    f"{late} did not start within {max(rollout_s, learner_s):.0f} s "
-                    "(rollout.start_timeout_s, learner.start_timeout_s)"
-                )
-
-    def _open_data(self, timeout_s: float) -> tuple[Prompt, ...]:
-        """Have replay read the data, before any engine is started; the held-out prompts."""
+    def _open(self, commit: Commit | None, timeline: int) -> None:
+        """Have replay read the data while the other roles import what they need."""
+        timeout_s = self.job.rollout.start_timeout_s
+        opening = self.replay.open.remote()
+        deadline_s = time.monotonic() + timeout_s
+        while not ray.wait([opening], timeout=LOOK_S)[0] and time.monotonic() < deadline_s:
+            self.rollouts.tick()
         try:
-            ray.get(self.replay.open.remote(), timeout=timeout_s)
-            return tuple(ray.get(self.replay.eval_prompts.remote(), timeout=timeout_s))
+            ray.get(opening, timeout=0)
+            prompts = ray.get(self.replay.eval_prompts.remote(), timeout=timeout_s)
         except RayError as error:
             if isinstance(error, RayTaskError) and isinstance(error.cause, SlipstreamError):
                 raise JobFileError([Problem("data", "", str(error.cause))]) from None
-            raise _failed("replay", error, timeout_s) from None
+            raise failed("replay", error, timeout_s) from None
+        self._eval_prompts = tuple(prompts)
+        if commit is not None:
+            self._replay_goes_back(commit, timeline)
+        self.learners.begin(commit, timeline, self._worker_actors())
 
     def _leave(self) -> None:
-        """Ask the workers to close their engines, then end every actor."""
-        for worker in self.workers:
-            worker.actor.stop.remote()
-        running = [worker.running for worker in self.workers if worker.running is not None]
-        if running:
-            ray.wait(running, num_returns=len(running), timeout=STOP_TIMEOUT_S)
-        # Those that call the others first.
-        for actor in [*(r.actor for r in [*self.ranks, *self.workers]), self.board, self.replay]:
+        """Those that call the others first."""
+        self.rollouts.close()
+        self.learners.close()
+        for actor in (self.board, self.replay):
             ray.kill(actor)
-        self.placement.remove()
-
-
-def _actor(cls: type[Any], name: str, **options: Any) -> Any:
-    return ray.remote(cls).options(name=f"{name}-{time.time_ns()}", **options)
-
-
-def _workers(job: JobConfig, plan: Plan, placement: Placement) -> list[_Role]:
-    return [
-        _Role(
-            f"rollout-{index}",
-            _actor(
-                RolloutWorkerActor, f"rollout-{index}", max_concurrency=WORKER_THREADS, **options
-            ).remote(job, index, 0, plan.worker_cores[index]),
-        )
-        for index, options in enumerate(placement.worker_options)
-    ]
-
-
-def _ranks(job: JobConfig, plan: Plan, placement: Placement) -> list[_Role]:
-    return [
-        _Role(
-            f"learner-{rank}",
-            _actor(LearnerRank, f"learner-{rank}", max_concurrency=RANK_THREADS, **options).remote(
-                job, rank, plan.rank_cores[rank]
-            ),
-        )
-        for rank, options in enumerate(placement.rank_options)
-    ]
-
-
-def _get(reference: Any, timeout_s: float, role: str) -> Any:
-    """The answer; a RoleFailed that says who failed and why instead of Ray's trace."""
-    try:
-        return ray.get(reference, timeout=timeout_s)
-    except RayError as error:
-        raise _failed(role, error, timeout_s) from None
-
-
-def _cause(error: RayError) -> BaseException | None:
-    """What was raised inside the role."""
-    # A timeout inside the role is a RayTaskError and a GetTimeoutError at once.
-    return error.cause if isinstance(error, RayTaskError) else None
-
-
-def _failed(role: str, error: RayError, timeout_s: float) -> RoleFailed:
-    if isinstance(error, RayTaskError):
-        cause = _cause(error)
-        if isinstance(cause, SlipstreamError):
-            return RoleFailed(f"{role}: {cause}")
-        if isinstance(cause, RayActorError):
-            return RoleFailed(f"{role} lost a role that it talks to: {cause}")
-        return RoleFailed(f"{role} failed:\n{error}")
-    if isinstance(error, GetTimeoutError):
-        return RoleFailed(f"{role} did not answer within {timeout_s:.0f} s")
-    return RoleFailed(f"{role} died: {error}")

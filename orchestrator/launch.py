@@ -1,12 +1,13 @@
-"""Runs one job: start the roles, watch them, evaluate, finish.
+"""Runs one job: start the roles, watch them, mend them, evaluate, finish.
 
     driver ── constructs ──▶ replay, weight board, learner ranks, rollout workers
            ── run() ───────▶ ranks and workers, which talk to replay and the board alone
-           ◀── drain() ───── their events, every `telemetry.progress_every_s`
+           ◀── drain() ───── what they do and their events, every `telemetry.progress_every_s`
+           ◀── control ───── scale, pause, resume, stop: files in the run's directory
 
-The driver carries no data. It waits for the learner ranks to return. When one dies, all start
-again from the last commit and replay goes back to it, while the workers go on; a worker that
-returns or raises before it was told to stop, ends the job.
+The driver carries no data. It waits for the learner ranks to return. When one dies or hangs, all
+start again from the last commit and replay goes back to it, while the workers go on; a worker
+that dies or hangs is replaced, and the others roll out its prompts.
 """
 
 from __future__ import annotations
@@ -19,18 +20,26 @@ from rich.console import Console
 
 from learner.checkpoint import Commit, Found, find
 from learner.commit_files import claim_timeline, set_aside
-from orchestrator import cluster
+from orchestrator import cluster, run_lease
+from orchestrator.actors import Event
 from orchestrator.checks import fits, import_dirs
+from orchestrator.control import Control
+from orchestrator.evaluations import Evaluations
 from orchestrator.fleet import Fleet
 from orchestrator.interrupts import Interrupts
 from orchestrator.plan import Plan
 from orchestrator.progress import Progress, closing_table
+from orchestrator.requests import Requests
 from orchestrator.run_dir import RunDir
+from orchestrator.run_lease import RunLease
 from orchestrator.run_state import RunState
+from orchestrator.status import Status, write_status
+from orchestrator.watchdog import write_stacks
 from slipstream.config.job import JobConfig
 from slipstream.errors import JobFileError, LearnerFailed, RoleFailed
 
 EVAL_TIMEOUT_S = 600.0
+START_LOOK_S = 0.2
 
 
 def launch(
@@ -50,6 +59,7 @@ def launch(
         Interrupts() as interrupts,
         Progress(console) as progress,
         cluster.connected(address, import_dirs(job_file.parent)) as context,
+        run_lease.held(job.run_dir.resolve()) as lease,
     ):
         interrupts.take()
         if problems := fits(plan, cluster.available(), str(job_file)):
@@ -62,11 +72,12 @@ def launch(
         commit = _taken(find(checkpoints), progress) if resume else None
         timeline = claim_timeline(checkpoints)
         with Fleet.start(job, plan, run_dir.path, timeline=timeline, commit=commit) as fleet:
-            interrupts.patient = True
-            progress.note(f"all roles ready after {time.time() - launched_s:.0f} s")
+            state.timeline = timeline
+            run = _Run(job, fleet, run_dir, lease, state, progress, interrupts)
             try:
-                state.timeline = timeline
-                _Run(job, fleet, run_dir, state, progress, interrupts).run_to_end()
+                run.start()
+                progress.note(f"ready to train after {time.time() - launched_s:.0f} s")
+                run.run_to_end()
             finally:
                 wall_s = time.time() - launched_s
                 run_dir.write_result(state.result(wall_s))
@@ -99,6 +110,7 @@ class _Run:
         job: JobConfig,
         fleet: Fleet,
         run_dir: RunDir,
+        lease: RunLease,
         state: RunState,
         progress: Progress,
         interrupts: Interrupts,
@@ -106,39 +118,105 @@ class _Run:
         self._job = job
         self._fleet = fleet
         self._run_dir = run_dir
+        self._lease = lease
         self._state = state
         self._progress = progress
         self._interrupts = interrupts
-        self._asked_evals: set[int] = set()
+        self._requests = Requests(job, Control(run_dir.path, lease.mine.id), fleet)
+        self._evaluations = Evaluations(fleet.request_evaluation)
         self._starts_from: Counter[Path] = Counter()  # restarts of the learner, by commit
 
-    def run_to_end(self) -> None:
-        self._state.start_version = self._state.version = self._fleet.start_version
-        self._state.branched_at = self._fleet.start_version
+    def start(self) -> None:
+        """Until training may begin. Raises RoleFailed where that takes too long."""
+        version = self._fleet.learners.start_version
+        self._state.start_version = self._state.version = self._state.branched_at = version
+        limit_s = max(self._job.rollout.start_timeout_s, self._job.learner.start_timeout_s)
+        deadline_s = time.monotonic() + limit_s
+        while not self._fleet.is_ready:
+            self._fold(self._fleet.tick(START_LOOK_S))
+            if time.monotonic() > deadline_s:
+                roles = self._fleet.statuses(self._newest)
+                waiting = "; ".join(f"{r.name} is {r.state} ({r.detail})" for r in roles)
+                raise RoleFailed(f"not ready within {limit_s:.0f} s: {waiting}")
+        self._interrupts.patient = True
         self._state.training_started_at_s = time.time()
-        self._fleet.run()
+
+    def run_to_end(self) -> None:
+        self._want_evaluation(self._state.start_version)
         try:
-            self._evaluate(self._state.start_version)
-            while not self._learners_done():
+            while not self._is_over():
                 self._tick()
-            self._tick()
+            self._tick()  # what the roles have said last
             if not self._interrupts.requested:
                 self._final_evaluation()
         finally:
-            self._fold()
             self._run_dir.close()
 
-    def _learners_done(self) -> bool:
+    def _is_over(self) -> bool:
+        """Whether the learner is done; rebuilds it where that is what it ended for."""
+        learners = self._fleet.learners
+        if not learners.is_done:
+            return False
+        if self._requests.num_ranks is None or self._fleet.stop_requested is not None:
+            return True
+        commit = find(self._run_dir.path / "checkpoints").required()
+        self._progress.note(f"the learner goes on with {self._requests.num_ranks} ranks")
+        self._fleet.rebuild_learner(commit, self._state.timeline, self._requests.num_ranks)
+        self._requests.rebuilt()
+        return False
+
+    def _tick(self) -> None:
         try:
-            return self._fleet.learners_done(self._job.telemetry.progress_every_s)
+            self._fold(self._fleet.tick(self._job.telemetry.progress_every_s))
         except LearnerFailed as failure:
             self._go_back(failure)
-            return False
+        self._lease.check()
+        self._requests.tick()
+        if self._requests.num_ranks is not None:
+            self._fleet.dismiss_learner(True)  # again and again: replay may be another one by now
+        if self._interrupts.requested and self._fleet.stop_requested is None:
+            self._progress.note("stopping: the learner commits, then the job ends")
+            self._fleet.request_stop("interrupted")
+        self._evaluate_when_due()
+        self._progress.show(self._state)
+        self._check_watchdog()
+
+    def _fold(self, events: list[Event]) -> None:
+        for event in events:
+            self._run_dir.write(event)
+            self._state.fold(event)
+            match event["kind"]:
+                case "commit_failed" | "prune_failed":
+                    self._progress.note(event["message"])
+                case "worker_died":
+                    self._progress.note(str(event["cause"]).splitlines()[0])
+                case "eval":
+                    self._evaluations.heard(event)
+        self._state.replay = self._fleet.replay_stats()
+        self._run_dir.flush()
+
+    @property
+    def _newest(self) -> tuple[int, int]:
+        return self._state.timeline, self._state.version
+
+    def _write_status(self, state: str, message: str = "") -> None:
+        status = Status(
+            job=self._job.name,
+            state=state,
+            version=self._state.version,
+            num_steps=self._state.num_steps,
+            timeline=self._state.timeline,
+            launched_at_s=self._launched_s,
+            at_s=time.time(),
+            message=message,
+            roles=self._fleet.statuses(self._newest),
+            replay=self._state.replay,
+        )
+        write_status(self._run_dir.path, status.as_json())
 
     def _go_back(self, failure: LearnerFailed) -> None:
         """Start the learners again from the newest commit, unless that has failed too often."""
-        self._fold()
-        self._fleet.end_learners()
+        self._fleet.learners.end()
         checkpoints = self._run_dir.path / "checkpoints"
         found = find(checkpoints)
         if found.commit is None:
@@ -158,64 +236,40 @@ class _Run:
             "timeline": timeline,
             "cause": str(failure),
         }
-        self._run_dir.write(event)
-        self._state.fold(event)
-        self._asked_evals = {v for v in self._asked_evals if v <= commit.version}
-        try:
-            self._fleet.go_back(commit, timeline)
-        except LearnerFailed as again:
-            self._go_back(again)
+        self._fold([event])
+        self._evaluations.go_back(commit.version)
+        self._fleet.go_back(commit, timeline)
 
-    def _tick(self) -> None:
-        self._fold()
-        self._progress.show(self._state)
-        self._check_watchdog()
-        if self._interrupts.requested and self._fleet.stop_requested is None:
-            self._progress.note("stopping: the learner commits, then the job ends")
-            self._fleet.request_stop("interrupted")
+    # --- evaluations ------------------------------------------------------------------
+
+    def _want_evaluation(self, version: int) -> None:
+        if self._job.data.eval is not None:
+            self._evaluations.want(version)
+
+    def _evaluate_when_due(self) -> None:
         if every := self._job.data.eval_every_steps:
             # Steps can be quicker than ticks, so no multiple is waited for exactly.
             due = self._state.version // every * every
-            self._evaluate(max(due, self._state.start_version))
-
-    def _fold(self) -> None:
-        for event in self._fleet.drain():
-            self._run_dir.write(event)
-            self._state.fold(event)
-            if event["kind"] in ("commit_failed", "prune_failed"):
-                self._progress.note(event["message"])
-        self._state.replay = self._fleet.replay_stats()
-        self._run_dir.flush()
-
-    def _evaluate(self, version: int) -> None:
-        """Ask worker 0 for a held-out evaluation at `version`, once."""
-        if self._job.data.eval is None or version in self._asked_evals:
-            return
-        self._asked_evals.add(version)
-        self._fleet.request_evaluation(version)
+            self._want_evaluation(max(due, self._state.start_version))
+        present = {worker.title for worker in self._fleet.rollouts.running}
+        self._evaluations.tick(present)
 
     def _final_evaluation(self) -> None:
-        if self._job.data.eval is None:
-            return
-        self._evaluate(self._state.version)
+        self._want_evaluation(self._state.version)
         deadline_s = time.monotonic() + EVAL_TIMEOUT_S
-        while max(self._state.evals, default=-1) < self._state.version:
-            self._fleet.raise_if_failed(self._job.telemetry.progress_every_s)
-            self._fold()
-            self._progress.show(self._state)
-            if self._interrupts.requested:
-                return
+        while not self._evaluations.is_done and not self._interrupts.requested:
+            self._tick()
             if time.monotonic() > deadline_s:
                 raise RoleFailed(
-                    f"rollout-0 did not evaluate version {self._state.version} within "
-                    f"{EVAL_TIMEOUT_S:.0f} s"
+                    f"version {self._state.version} was not evaluated within {EVAL_TIMEOUT_S:.0f} s"
                 )
 
     def _check_watchdog(self) -> None:
         since_s = self._state.last_step_at_s or self._state.training_started_at_s or time.time()
         limit_s = self._job.telemetry.watchdog_s
         if time.time() - since_s > limit_s:
+            stacks = write_stacks(self._run_dir.path, self._fleet.stacks())
             raise RoleFailed(
-                f"no learner step for {limit_s:.0f} s (telemetry.watchdog_s). "
-                f"Replay says: {self._state.replay.get('waiting_for', 'nothing')}"
+                f"no learner step for {limit_s:.0f} s (telemetry.watchdog_s): "
+                f"{self._fleet.who_waits()}. The stacks of all roles are in {stacks}"
             )

@@ -1,4 +1,4 @@
-"""Where the roles run: Ray placement groups and actor options, from the plan.
+"""Where the roles run: Ray placement groups and actor options.
 
 Each rollout worker has a placement group of its own, because no bundle can be added to an
 existing group and workers come and go. The learner ranks share one group. On shared
@@ -11,76 +11,113 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
+from ray.util.scheduling_strategies import (
+    NodeAffinitySchedulingStrategy,
+    PlacementGroupSchedulingStrategy,
+)
 
 from slipstream.config.job import JobConfig, PlacementConfig
-from slipstream.errors import RoleFailed
 
 SHARED = 0.5  # share of a bundle that each of the two roles takes
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Actor options of every worker and rank, and the groups to remove at the end."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """Devices of one actor."""
 
-    worker_options: tuple[dict[str, Any], ...]
-    rank_options: tuple[dict[str, Any], ...]
-    groups: tuple[PlacementGroup, ...]
+    group: PlacementGroup
+    index: int  # in the group
+    cpus: float
+    gpus: float
+    is_own: bool = True  # nobody else sits in its group
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether a node has given it; a lost node's bundles are placed anew."""
+        return bool(self._table["state"] == "CREATED")
+
+    @property
+    def node(self) -> str | None:
+        """The node's id, once it is placed."""
+        found: str | None = self._table["bundles_to_node_id"].get(self.index)
+        return found
+
+    @property
+    def _table(self) -> dict[str, Any]:
+        return placement_group_table(self.group)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of an actor in it."""
+        return {
+            "num_cpus": self.cpus,
+            "num_gpus": self.gpus,
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(
+                placement_group=self.group, placement_group_bundle_index=self.index
+            ),
+        }
 
     def remove(self) -> None:
-        for group in self.groups:
-            remove_placement_group(group)
+        """With everybody in its group."""
+        remove_placement_group(self.group)
 
 
-def place(job: JobConfig, timeout_s: float) -> Placement:
-    """Reserve the devices; raise RoleFailed when the cluster does not have them in time."""
-    placement = _shared(job) if job.rollout.colocate else _split(job)
-    ready, _ = ray.wait(
-        [group.ready() for group in placement.groups],
-        num_returns=len(placement.groups),
-        timeout=timeout_s,
-    )
-    if len(ready) < len(placement.groups):
-        placement.remove()
-        raise RoleFailed(
-            f"the cluster did not give the devices within {timeout_s:.0f} s; it has "
-            f"{ray.available_resources()} free. Ask for fewer, or free or add nodes."
-        )
-    return placement
+def worker_bundle(job: JobConfig) -> Bundle:
+    """For one more worker."""
+    rollout = job.rollout
+    group = _group([(rollout.cpus, rollout.gpus)], rollout.placement)
+    return Bundle(group=group, index=0, cpus=rollout.cpus, gpus=rollout.gpus)
 
 
-def _split(job: JobConfig) -> Placement:
-    rollout, learner = job.rollout, job.learner
-    workers = [
-        _group([(rollout.cpus, rollout.gpus)], rollout.placement)
-        for _ in range(rollout.num_workers)
+def rank_bundles(job: JobConfig) -> list[Bundle]:
+    """For the learner's ranks."""
+    learner = job.learner
+    cpus, gpus = learner.cpus_per_rank, learner.gpus_per_rank
+    group = _group([(cpus, gpus)] * learner.num_ranks, learner.placement)
+    return [
+        Bundle(group=group, index=rank, cpus=cpus, gpus=gpus, is_own=learner.num_ranks == 1)
+        for rank in range(learner.num_ranks)
     ]
-    ranks = _group(
-        [(learner.cpus_per_rank, learner.gpus_per_rank)] * learner.num_ranks, learner.placement
-    )
-    return Placement(
-        worker_options=tuple(_options(group, 0, rollout.cpus, rollout.gpus) for group in workers),
-        rank_options=tuple(
-            _options(ranks, rank, learner.cpus_per_rank, learner.gpus_per_rank)
-            for rank in range(learner.num_ranks)
-        ),
-        groups=(*workers, ranks),
-    )
 
 
-def _shared(job: JobConfig) -> Placement:
+def shared_bundles(job: JobConfig) -> tuple[list[Bundle], list[Bundle]]:
+    """For workers and ranks that take turns on the same devices."""
     rollout, learner = job.rollout, job.learner
     cpus = max(rollout.cpus, learner.cpus_per_rank)
     gpus = max(rollout.gpus, learner.gpus_per_rank)
     num_bundles = max(rollout.num_workers, learner.num_ranks)
     group = _group([(cpus, gpus)] * num_bundles, learner.placement)
-    half = [_options(group, index, cpus * SHARED, gpus * SHARED) for index in range(num_bundles)]
-    return Placement(
-        worker_options=tuple(half[: rollout.num_workers]),
-        rank_options=tuple(half[: learner.num_ranks]),
-        groups=(group,),
-    )
+    halves = [
+        Bundle(group=group, index=index, cpus=cpus * SHARED, gpus=gpus * SHARED, is_own=False)
+        for index in range(num_bundles)
+    ]
+    return halves[: rollout.num_workers], halves[: learner.num_ranks]
+
+
+def here() -> dict[str, Any]:
+    """Options of an actor that lives and dies with the driver's node, and takes no device."""
+    node = ray.get_runtime_context().get_node_id()
+    return {
+        "num_cpus": 0,
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False),
+    }
+
+
+def living_nodes() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
+def draining_nodes() -> set[str]:
+    """Nodes that Ray has been told will go, as before a spot instance is taken away."""
+    # Ray Train reads it there too; nothing public says it.
+    state = ray._private.state.state
+    return set(state.get_draining_nodes())
 
 
 def _group(bundles: list[tuple[int, int]], where: PlacementConfig) -> PlacementGroup:
@@ -88,13 +125,3 @@ def _group(bundles: list[tuple[int, int]], where: PlacementConfig) -> PlacementG
     asked = [{name: count for name, count in bundle.items() if count} for bundle in resources]
     selectors = [dict(where.labels)] * len(asked) if where.labels else None
     return placement_group(asked, strategy="PACK", bundle_label_selector=selectors)
-
-
-def _options(group: PlacementGroup, bundle: int, cpus: float, gpus: float) -> dict[str, Any]:
-    return {
-        "num_cpus": cpus,
-        "num_gpus": gpus,
-        "scheduling_strategy": PlacementGroupSchedulingStrategy(
-            placement_group=group, placement_group_bundle_index=bundle
-        ),
-    }

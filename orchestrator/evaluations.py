@@ -1,0 +1,44 @@
+"""Held-out evaluations: which are wanted, and which worker has been asked for each. Pure.
+
+A worker that leaves or dies before it has answered is forgotten, and another one is asked; it
+answers with the newest weights it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+
+class Evaluations:
+    """`ask(version)` asks a worker and gives its name, or None where none can be asked now."""
+
+    def __init__(self, ask: Callable[[int], str | None]) -> None:
+        self._ask = ask
+        self._wanted: dict[int, str | None] = {}  # by version: who was asked
+        self._newest = -1  # that was ever wanted
+
+    def want(self, version: int) -> None:
+        """Of the weights of `version`, once."""
+        if version > self._newest:
+            self._newest = version
+            self._wanted[version] = None
+
+    def heard(self, event: Mapping[str, Any]) -> None:
+        """An `eval` event."""
+        self._wanted = {v: who for v, who in self._wanted.items() if v > event["version"]}
+
+    def go_back(self, version: int) -> None:
+        """Those of weights that are gone are not wanted any more."""
+        self._newest = min(self._newest, version)
+        self._wanted = {v: who for v, who in self._wanted.items() if v <= version}
+
+    def tick(self, present: Collection[str]) -> None:
+        """Ask for what nobody `present` was asked for."""
+        for version, who in self._wanted.items():
+            if who not in present:
+                self._wanted[version] = self._ask(version)
+
+    @property
+    def is_done(self) -> bool:
+        return not self._wanted
