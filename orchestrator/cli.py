@@ -74,7 +74,7 @@ def validate(
     failed = False
     for file in files:
         try:
-            _checked(file, overwrite=True)
+            _checked(file, overwrite=True, to_start=False)
         except JobFileError as error:
             failed = True
             _print_problems(error)
@@ -120,12 +120,13 @@ def _checked(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    to_start: bool = True,
 ) -> JobConfig:
     """The job, if neither the file nor what it names is wrong; else every problem at once."""
     read = read_job_file(file, overrides)
     problems = [
         *read.problems,
-        *preflight(read, file.parent, resume=resume, overwrite=overwrite),
+        *preflight(read, file.parent, resume=resume, overwrite=overwrite, to_start=to_start),
     ]
     if problems or read.job is None:
         raise JobFileError(problems)
