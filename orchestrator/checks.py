@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from learner.checkpoint import find
+from orchestrator import run_lease
 from orchestrator.plan import Plan
 from rollout_worker.rewards import build_reward
 from slipstream.config.compare import breaking_differences
@@ -28,9 +29,17 @@ from slipstream.errors import Problem, SlipstreamError
 
 
 def preflight(
-    file: JobFile, job_dir: Path, *, resume: bool = False, overwrite: bool = False
+    file: JobFile,
+    job_dir: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    to_start: bool = True,
 ) -> list[Problem]:
-    """Everything that this machine's files tell against the sections that could be read."""
+    """Everything that this machine's files tell against the sections that could be read.
+
+    `to_start`: the job is to be started now, so no other driver may be at work on its run.
+    """
     sections = file.sections
     findings: list[tuple[str, str]] = []
     if "model" in sections:
@@ -40,7 +49,7 @@ def preflight(
     if "reward" in sections:
         findings += _reward(sections["reward"], job_dir)
     if file.job is not None:
-        findings += _run_dir(file.job, resume=resume, overwrite=overwrite)
+        findings += _run_dir(file.job, resume=resume, overwrite=overwrite, to_start=to_start)
     return [file.problem(key, message) for key, message in findings]
 
 
@@ -106,8 +115,13 @@ def import_dirs(job_dir: Path) -> list[str]:
     return [str(job_dir.resolve()), str(Path.cwd())]
 
 
-def _run_dir(job: JobConfig, *, resume: bool, overwrite: bool) -> Iterator[tuple[str, str]]:
+def _run_dir(
+    job: JobConfig, *, resume: bool, overwrite: bool, to_start: bool
+) -> Iterator[tuple[str, str]]:
     run_dir = job.run_dir.resolve()
+    if to_start and (message := run_lease.refusal(run_dir)):
+        yield "name", message
+        return
     if resume and overwrite:
         yield "name", "--overwrite would delete the commit that --resume starts from; choose one"
     elif resume:

@@ -1,6 +1,7 @@
 """The command line. Exit codes: 0 done, 1 a role failed, 2 bad input, 130 interrupted.
 
-`ledger` alone exits with 1 where a run broke its promise.
+`ledger` exits with 1 where a run broke its promise; `scale`, `pause` and `resume` where the job
+refuses.
 """
 
 from __future__ import annotations
@@ -17,12 +18,19 @@ from rich.console import Console
 from ruamel.yaml import YAML
 
 from orchestrator.checks import preflight
+from orchestrator.control import Pause, Request, Resume, ask, scale_of
 from orchestrator.ledger import read_ledger
 from orchestrator.plan import describe, make_plan
+from orchestrator.run_files import find_run
+from orchestrator.status import read_status
 from slipstream import __version__
 from slipstream.config.job import JobConfig
 from slipstream.config.load import load_job, read_job_file
 from slipstream.errors import JobFileError, SlipstreamError
+
+ANSWER_TIMEOUT_S = 90.0  # the driver may wait a minute for a role
+UNWRAPPED = 10_000  # columns, where no terminal shows them
+Run = Annotated[str, typer.Argument(help="a run's directory, or its name in ./runs")]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -74,7 +82,7 @@ def validate(
     failed = False
     for file in files:
         try:
-            _checked(file, overwrite=True)
+            _checked(file, overwrite=True, to_start=False)
         except JobFileError as error:
             failed = True
             _print_problems(error)
@@ -86,7 +94,7 @@ def validate(
 
 @app.command()
 def ledger(
-    run: Annotated[str, typer.Argument(help="a run's directory, or its name in ./runs")],
+    run: Run,
     ordinal: Annotated[
         int | None, typer.Option(min=0, help="tell the story of this prompt instead")
     ] = None,
@@ -96,16 +104,53 @@ def ledger(
 
     The run may be at work. Exit code 1: its promise is broken; 2: it has no sound journal.
     """
-    try:
+    with _refused():
         report = read_ledger(run, ordinal)
-    except SlipstreamError as error:
-        print(f"slipstream: {error}", file=sys.stderr)
-        raise typer.Exit(2) from None
     if as_json:
         print(json.dumps(report.as_json(), indent=2))
     else:
         Console().print(report.as_text(), soft_wrap=True)  # a line stays one, for grep
     raise typer.Exit(report.exit_code)
+
+
+@app.command()
+def status(
+    run: Run, as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False
+) -> None:
+    """How a job goes, and each of its roles. Exit code 2: there is no such job."""
+    with _refused():
+        report = read_status(find_run(run))
+    if as_json:
+        print(json.dumps(report.as_json(), indent=2))
+    else:
+        width = None if sys.stdout.isatty() else UNWRAPPED
+        Console(width=width).print(report.as_text(), soft_wrap=True)
+
+
+@app.command()
+def scale(
+    run: Run,
+    counts: Annotated[list[str], typer.Argument(help="rollout=N, learner=N, or both")],
+) -> None:
+    """Change the number of workers or ranks of a running job.
+
+    Exit code 1: the job refuses; 2: bad input, or no such job is running.
+    """
+    with _refused():
+        request = scale_of(counts)
+    _ask(run, request)
+
+
+@app.command()
+def pause(run: Run) -> None:
+    """Have a running job train no further step, until it is told to resume."""
+    _ask(run, Pause())
+
+
+@app.command()
+def resume(run: Run) -> None:
+    """Have a paused job go on. (What has ended goes on with `launch --resume`.)"""
+    _ask(run, Resume())
 
 
 @app.command()
@@ -120,12 +165,13 @@ def _checked(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    to_start: bool = True,
 ) -> JobConfig:
     """The job, if neither the file nor what it names is wrong; else every problem at once."""
     read = read_job_file(file, overrides)
     problems = [
         *read.problems,
-        *preflight(read, file.parent, resume=resume, overwrite=overwrite),
+        *preflight(read, file.parent, resume=resume, overwrite=overwrite, to_start=to_start),
     ]
     if problems or read.job is None:
         raise JobFileError(problems)
@@ -146,6 +192,26 @@ def _reported() -> Iterator[None]:
     except KeyboardInterrupt:
         print("slipstream: interrupted", file=sys.stderr)
         raise typer.Exit(130) from None
+
+
+@contextmanager
+def _refused() -> Iterator[None]:
+    """Errors in what the user named are bad input, each in one line."""
+    try:
+        yield
+    except SlipstreamError as error:
+        print(f"slipstream: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+
+
+def _ask(run: str, request: Request) -> None:
+    """Ask the driver of a running job, and say what it answers."""
+    with _refused():
+        answer = ask(find_run(run), request, ANSWER_TIMEOUT_S)
+    if not answer.ok:
+        print(f"slipstream: {answer.message}", file=sys.stderr)
+        raise typer.Exit(1)
+    print(answer.message)
 
 
 def _print_problems(error: JobFileError) -> None:

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.run_files import find_run
 from replay.audit import TRAINED, Audit, Lengths, Rollback, audit
 from replay.journal import FILE_NAME, JournalReader
 from replay.rows import FactRow, Row, SnapshotRow
@@ -39,8 +39,8 @@ class Report(Protocol):
 
 
 def read_ledger(run: str, ordinal: int | None = None) -> Report:
-    """The report on a run, or on one prompt of it. Raises NoLedger and JournalError."""
-    run_dir = _run_dir(run)
+    """The report on a run, or on one prompt of it. Raises NoRun, NoLedger and JournalError."""
+    run_dir = find_run(run)
     path = run_dir / FILE_NAME
     if not path.is_file():
         raise NoLedger(
@@ -255,13 +255,3 @@ def _fact(row: FactRow) -> str:
             return "too old to train again"
         case kind:
             return kind
-
-
-# --- files ------------------------------------------------------------------------
-
-
-def _run_dir(run: str) -> Path:
-    for path in (Path(run), Path("runs") / run):
-        if path.is_dir():
-            return path
-    raise NoLedger(f"there is no run {run}: neither a directory here nor a name in ./runs")

@@ -1,6 +1,9 @@
 """A run's directory: the resolved job, `metrics.jsonl`, and the checkpoints.
 
 <checkpoint.dir>/<name>/
+    driver.json       the driver at work on it; see `run_lease.py`
+    status.json       how it goes, for `slipstream status`
+    control/          requests to the driver; see `control.py`
     job.yaml          the job as resolved, presets and overrides included
     result.json       the figures of the newest launch, written at its end
     metrics.jsonl     every event of every role, one JSON object a line
@@ -17,7 +20,9 @@ from typing import Any, Self
 
 from ruamel.yaml import YAML
 
+from orchestrator import run_lease
 from slipstream.config.job import JobConfig
+from slipstream.errors import JobFileError, Problem
 
 
 class RunDir:
@@ -30,10 +35,15 @@ class RunDir:
 
     @classmethod
     def open(cls, job: JobConfig, *, overwrite: bool) -> Self:
-        """Create or reopen the directory of `job`. Whether it may be is the preflight's say."""
+        """Create or reopen the directory of `job`, which the caller holds (`run_lease.held`).
+
+        Whether it may be is the preflight's say. Raises JobFileError where another driver holds it.
+        """
         path = job.run_dir.resolve()
-        if overwrite and path.exists():
-            shutil.rmtree(path)
+        if message := run_lease.refusal(path):
+            raise JobFileError([Problem(str(path), "", message)])
+        if overwrite:
+            _clear(path)
         path.mkdir(parents=True, exist_ok=True)
         with (path / "job.yaml").open("w", encoding="utf-8") as file:
             YAML().dump(job.model_dump(mode="json"), file)
@@ -50,3 +60,12 @@ class RunDir:
 
     def flush(self) -> None:
         self._metrics.flush()
+
+
+def _clear(path: Path) -> None:
+    """Remove all but the lease, which keeps others out meanwhile."""
+    for entry in path.iterdir() if path.exists() else ():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif not entry.name.startswith(run_lease.FILE_NAME):
+            entry.unlink()

@@ -16,6 +16,7 @@ def cross_check(job: JobConfig) -> list[Finding]:
     checks = (
         _devices,
         _workers,
+        _autoscale,
         _staleness,
         _precision,
         _terms,
@@ -57,6 +58,30 @@ def _workers(job: JobConfig) -> Iterator[Finding]:
             "rollout.min_workers",
             f"training would wait for {fewest} workers, and only {num_workers} are started; lower "
             "it, or raise rollout.num_workers",
+        )
+
+
+def _autoscale(job: JobConfig) -> Iterator[Finding]:
+    scale, num_workers = job.rollout.autoscale, job.rollout.num_workers
+    if scale is None:
+        return
+    if not scale.min_workers <= num_workers <= scale.max_workers:
+        yield (
+            "rollout.autoscale",
+            f"the job starts with rollout.num_workers, {num_workers}, which must lie within "
+            f"min_workers and max_workers, {scale.min_workers} to {scale.max_workers}",
+        )
+    if job.rollout.colocate:
+        yield (
+            "rollout.autoscale",
+            "on shared devices the workers are as many as the devices; remove it, or set "
+            "rollout.colocate: false",
+        )
+    if job.weights.transport == "nccl":
+        yield (
+            "rollout.autoscale",
+            "with weights.transport: nccl the engines are one group, which nobody joins or leaves; "
+            "remove it, or set weights.transport: object_store",
         )
 
 

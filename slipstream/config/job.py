@@ -140,8 +140,22 @@ class PlacementConfig(Section):
     resources: dict[str, PositiveFloat] = Field(default_factory=dict)  # Ray custom resources
 
 
+class AutoscaleConfig(Section):
+    """The number of rollout workers follows the learner's need: more where it waits for groups,
+    fewer where workers are held back."""
+
+    min_workers: PositiveInt
+    max_workers: PositiveInt
+    tolerance: Share = 0.1  # a need nearer than this to what there is changes nothing
+    steady_s: PositiveFloat = 120.0  # the need must last so long
+    cooldown_s: PositiveFloat = 600.0  # from one change to the next; longer than a worker's start
+
+
 class RolloutConfig(Section):
     num_workers: PositiveInt = 1
+    autoscale: AutoscaleConfig | None = (
+        None  # from num_workers on; default: there are always so many
+    )
     group_size: PositiveInt = 8  # G, rollouts of one prompt
     max_new_tokens: PositiveInt = 512
     temperature: Annotated[float, Field(ge=0.01)] = 1.0  # vLLM knows none between this and 0

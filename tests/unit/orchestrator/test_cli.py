@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from learner import commit_files
+from orchestrator.run_lease import held
 from slipstream.config.load import load_job
 
 ROOT = Path(__file__).parents[3]
@@ -194,6 +195,23 @@ def test_a_run_is_never_overwritten_unasked(tmp_path: Path) -> None:
         done = slipstream("launch", path, runs, *option)
         assert done.returncode == 2
         assert part in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--overwrite", "--resume", None])
+def test_a_run_at_work_is_left_alone(tmp_path: Path, option: str | None) -> None:
+    path, runs = str(job_file(tmp_path)), f"checkpoint.dir={tmp_path}/runs"
+    with held(tmp_path / "runs" / "test"):
+        done = slipstream("launch", path, runs, *filter(None, [option]))
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert f"{path}:1:1: name: the driver on " in done.stderr
+    assert f"is at work on this run; end it with Ctrl-C or `kill {os.getpid()}`" in done.stderr
+
+
+def test_a_job_file_may_be_validated_while_it_runs(tmp_path: Path) -> None:
+    path = job_file(tmp_path, checkpoint=f"{{dir: {tmp_path}/runs}}")
+    with held(tmp_path / "runs" / "test"):
+        assert slipstream("validate", str(path)).returncode == 0
 
 
 def test_usage_errors_exit_with_2() -> None:

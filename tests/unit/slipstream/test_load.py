@@ -152,6 +152,30 @@ BROKEN: list[tuple[str, str, str, list[str]]] = [
         ["job.yaml:13:3", "learner.placement"],
     ),
     (
+        "more workers than autoscale allows",
+        "group_size: 4",
+        "num_workers: 5\n  autoscale: {min_workers: 1, max_workers: 4}",
+        ["rollout.autoscale", "num_workers, 5", "1 to 4"],
+    ),
+    (
+        "autoscale bounds the wrong way round",
+        "group_size: 4",
+        "num_workers: 3\n  autoscale: {min_workers: 4, max_workers: 2}",
+        ["job.yaml:13:3", "4 to 2"],
+    ),
+    (
+        "autoscale without an upper bound",
+        "group_size: 4",
+        "group_size: 4\n  autoscale: {min_workers: 1}",
+        ["job.yaml:13:3", "rollout.autoscale.max_workers", "missing"],
+    ),
+    (
+        "autoscale on shared devices",
+        "group_size: 4",
+        "colocate: true\n  autoscale: {min_workers: 1, max_workers: 2}",
+        ["job.yaml:13:3", "shared devices"],
+    ),
+    (
         "engines on several GPUs without nccl",
         "group_size: 4",
         "group_size: 4\n  gpus: 2",
