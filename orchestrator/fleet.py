@@ -1,6 +1,6 @@
 """The actors of one job: replay and weight board on the driver's node, rollout workers, ranks.
 
-    start ──▶ tick ... tick ──▶ the learner is done, or failed: `go_back`, and on it goes
+start ──▶ tick ... tick ──▶ the learner is done, or failed: `go_back`, and on it goes
 """
 
 from __future__ import annotations

@@ -33,7 +33,8 @@ from orchestrator.requests import Requests
 from orchestrator.run_dir import RunDir
 from orchestrator.run_lease import RunLease
 from orchestrator.run_state import RunState
-from orchestrator.status import Status, write_status
+from orchestrator.scaling import Scaling
+from orchestrator.status import State, Status, write_status
 from orchestrator.watchdog import write_stacks
 from slipstream.config.job import JobConfig
 from slipstream.errors import JobFileError, LearnerFailed, RoleFailed
@@ -54,7 +55,7 @@ def launch(
     """Run `job` to its end. Returns the exit code: 0, or 130 after Ctrl-C or SIGTERM."""
     launched_s = time.time()
     console = Console()
-    state = RunState(num_steps=job.learner.num_steps)
+    state = RunState(num_steps=job.learner.num_steps, launched_at_s=launched_s)
     with (
         Interrupts() as interrupts,
         Progress(console) as progress,
@@ -76,9 +77,14 @@ def launch(
             run = _Run(job, fleet, run_dir, lease, state, progress, interrupts)
             try:
                 run.start()
-                progress.note(f"ready to train after {time.time() - launched_s:.0f} s")
+                progress.note(f"all roles ready after {time.time() - launched_s:.0f} s")
                 run.run_to_end()
+                run.write_status("ended")
+            except BaseException as error:
+                run.write_status("failed", str(error))
+                raise
             finally:
+                run_dir.close()
                 wall_s = time.time() - launched_s
                 run_dir.write_result(state.result(wall_s))
     console.print(
@@ -124,6 +130,9 @@ class _Run:
         self._interrupts = interrupts
         self._requests = Requests(job, Control(run_dir.path, lease.mine.id), fleet)
         self._evaluations = Evaluations(fleet.request_evaluation)
+        self._scaling: Scaling | None = None
+        if job.rollout.autoscale is not None:
+            self._scaling = Scaling(job, time.time())
         self._starts_from: Counter[Path] = Counter()  # restarts of the learner, by commit
 
     def start(self) -> None:
@@ -134,6 +143,7 @@ class _Run:
         deadline_s = time.monotonic() + limit_s
         while not self._fleet.is_ready:
             self._fold(self._fleet.tick(START_LOOK_S))
+            self.write_status("starting")
             if time.monotonic() > deadline_s:
                 roles = self._fleet.statuses(self._newest)
                 waiting = "; ".join(f"{r.name} is {r.state} ({r.detail})" for r in roles)
@@ -143,14 +153,11 @@ class _Run:
 
     def run_to_end(self) -> None:
         self._want_evaluation(self._state.start_version)
-        try:
-            while not self._is_over():
-                self._tick()
-            self._tick()  # what the roles have said last
-            if not self._interrupts.requested:
-                self._final_evaluation()
-        finally:
-            self._run_dir.close()
+        while not self._is_over():
+            self._tick()
+        self._tick()  # what the roles have said last
+        if not self._interrupts.requested:
+            self._final_evaluation()
 
     def _is_over(self) -> bool:
         """Whether the learner is done; rebuilds it where that is what it ended for."""
@@ -162,7 +169,7 @@ class _Run:
         commit = find(self._run_dir.path / "checkpoints").required()
         self._progress.note(f"the learner goes on with {self._requests.num_ranks} ranks")
         self._fleet.rebuild_learner(commit, self._state.timeline, self._requests.num_ranks)
-        self._requests.rebuilt()
+        self._requests.num_ranks = None
         return False
 
     def _tick(self) -> None:
@@ -178,13 +185,17 @@ class _Run:
             self._progress.note("stopping: the learner commits, then the job ends")
             self._fleet.request_stop("interrupted")
         self._evaluate_when_due()
+        self._autoscale()
         self._progress.show(self._state)
+        self.write_status(self._now())
         self._check_watchdog()
 
     def _fold(self, events: list[Event]) -> None:
         for event in events:
             self._run_dir.write(event)
             self._state.fold(event)
+            if self._scaling is not None:
+                self._scaling.hear(event)
             match event["kind"]:
                 case "commit_failed" | "prune_failed":
                     self._progress.note(event["message"])
@@ -199,14 +210,20 @@ class _Run:
     def _newest(self) -> tuple[int, int]:
         return self._state.timeline, self._state.version
 
-    def _write_status(self, state: str, message: str = "") -> None:
+    def _now(self) -> State:
+        if self._fleet.stop_requested is not None:
+            return "stopping"
+        return "paused" if self._requests.is_paused else "running"
+
+    def write_status(self, state: State, message: str = "") -> None:
+        """For `slipstream status`."""
         status = Status(
             job=self._job.name,
             state=state,
             version=self._state.version,
             num_steps=self._state.num_steps,
             timeline=self._state.timeline,
-            launched_at_s=self._launched_s,
+            launched_at_s=self._state.launched_at_s,
             at_s=time.time(),
             message=message,
             roles=self._fleet.statuses(self._newest),
@@ -264,7 +281,17 @@ class _Run:
                     f"version {self._state.version} was not evaluated within {EVAL_TIMEOUT_S:.0f} s"
                 )
 
+    def _autoscale(self) -> None:
+        rollouts = self._fleet.rollouts
+        if self._scaling is not None and not self._requests.is_paused:
+            wanted = self._scaling.target(rollouts.num_wanted, self._state.replay, time.time())
+            if wanted != rollouts.num_wanted:
+                self._progress.note(f"rollout.autoscale: {rollouts.num_wanted} -> {wanted} workers")
+                rollouts.scale(wanted)
+
     def _check_watchdog(self) -> None:
+        if self._requests.is_paused:
+            self._state.last_step_at_s = time.time()  # its time begins anew with the training
         since_s = self._state.last_step_at_s or self._state.training_started_at_s or time.time()
         limit_s = self._job.telemetry.watchdog_s
         if time.time() - since_s > limit_s:

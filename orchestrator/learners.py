@@ -209,12 +209,11 @@ class Learners:
 
     def statuses(self, newest: tuple[int, int]) -> list[RoleStatus]:
         """Of each rank; `newest`: timeline and version of the published weights."""
-        state, detail = State.STARTING, self._stage
         found = []
         for rank in self.ranks:
-            beat = rank.listener.beat
-            if self.is_running:
-                state, detail = rank.listener.state(newest), "done" if self.is_done else ""
+            beat = rank.listener.beat if self.is_running else None
+            state = rank.listener.state(newest) if self.is_running else State.STARTING
+            doing = self._stage if beat is None else beat.phase
             found.append(
                 RoleStatus(
                     name=rank.name,
@@ -224,7 +223,7 @@ class Learners:
                     num_restarts=self.num_restarts,
                     node=rank.node,
                     since_s=self._since_s,
-                    detail=detail or ("" if beat is None else beat.phase),
+                    detail="done" if self.is_done else doing,
                 )
             )
         return found

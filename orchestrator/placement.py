@@ -50,7 +50,8 @@ class Bundle:
 
     @property
     def _table(self) -> dict[str, Any]:
-        return placement_group_table(self.group)
+        table: dict[str, Any] = placement_group_table(self.group)
+        return table
 
     @property
     def options(self) -> dict[str, Any]:

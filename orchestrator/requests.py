@@ -1,12 +1,12 @@
 """What is asked of a running job from outside, carried out or refused with a reason.
 
-    slipstream scale, pause, resume, stop ──▶ <run>/control ──▶ `tick` ──▶ Fleet
+slipstream scale, pause, resume, stop ──▶ <run>/control ──▶ `tick` ──▶ Fleet
 """
 
 from __future__ import annotations
 
 from orchestrator import cluster
-from orchestrator.control import Asked, Control, Pause, Request, Resume, Scale, Stop
+from orchestrator.control import Control, Pause, Request, Resume, Scale, Stop
 from orchestrator.fleet import Fleet
 from slipstream.config.job import JobConfig
 
@@ -14,54 +14,50 @@ Outcome = tuple[bool, str]  # whether it is done, in words
 
 
 class Requests:
-    """Of one running job. `scale learner` is answered once the new ranks run."""
+    """Of one running job. Answered as soon as it is settled what will be done."""
 
     def __init__(self, job: JobConfig, control: Control, fleet: Fleet) -> None:
         self._job = job
         self._control = control
         self._fleet = fleet
-        self._rebuilding: Asked | None = None
         self.num_ranks: int | None = None  # that the learner shall have instead
+        self.is_paused = False
 
     def tick(self) -> None:
         """Look for new ones."""
         for asked in self._control.poll():
-            outcome = self._carry_out(asked)
-            if outcome is not None:
-                ok, message = outcome
-                self._control.answer(asked, ok=ok, message=message)
+            ok, message = self._carry_out(asked.request)
+            self._control.answer(asked, ok=ok, message=message)
 
-    def rebuilt(self) -> None:
-        """The learner runs with `num_ranks`."""
-        if self._rebuilding is not None and self.num_ranks is not None:
-            message = f"the learner runs with {self.num_ranks} ranks"
-            self._control.answer(self._rebuilding, ok=True, message=message)
-        self._rebuilding = self.num_ranks = None
-
-    def _carry_out(self, asked: Asked) -> Outcome | None:
-        request: Request = asked.request
+    def _carry_out(self, request: Request) -> Outcome:
         match request:
             case Scale():
-                return self._scale(asked, request)
+                return self._scale(request)
             case Pause():
-                self._fleet.pause(True)
+                self._pause(True)
                 return True, "paused: what is under way is finished, nothing new begins"
             case Resume():
-                self._fleet.pause(False)
+                self._pause(False)
                 return True, "it goes on"
             case Stop():
                 self._fleet.request_stop(request.reason)
                 return True, "the learner commits after its step, then the job ends"
 
-    def _scale(self, asked: Asked, request: Scale) -> Outcome | None:
+    def _pause(self, is_paused: bool) -> None:
+        self._fleet.pause(is_paused)
+        self.is_paused = is_paused
+
+    def _scale(self, request: Scale) -> Outcome:
         if refusal := self._refusal(request):
             return False, refusal
+        done = []
         if request.rollout is not None:
             self._fleet.rollouts.scale(request.rollout)
-        if request.learner in (None, self._fleet.learners.job.learner.num_ranks):
-            return True, f"{request.rollout} rollout workers are wanted from now on"
-        self._rebuilding, self.num_ranks = asked, request.learner
-        return None
+            done.append(f"{request.rollout} rollout workers from now on")
+        if request.learner not in (None, self._fleet.learners.job.learner.num_ranks):
+            self.num_ranks = request.learner
+            done.append(f"{request.learner} learner ranks after this step and a commit")
+        return True, "; ".join(done) or "it is as you say"
 
     def _refusal(self, request: Scale) -> str | None:
         if self._job.rollout.colocate:

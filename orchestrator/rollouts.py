@@ -62,7 +62,7 @@ class Worker:
     def status(self, newest: tuple[int, int], num_restarts: int) -> RoleStatus:
         beat = None if self.listener is None else self.listener.beat
         state = State.STARTING if self.listener is None else self.listener.state(newest)
-        doing = self.stage if beat is None else beat.phase
+        doing: str = self.stage if beat is None else beat.phase
         return RoleStatus(
             name=self.name,
             state=State.DRAINING if self.leaving is not None else state,
@@ -151,8 +151,8 @@ class Rollouts:
                 if is_done(worker.call):
                     self._started(worker)
                 elif time.time() - worker.since_s > limit_s:
-                    why = f"did not start within {limit_s:.0f} s (rollout.start_timeout_s)"
-                    self._died(worker, RoleFailed(f"{worker.name} {why}"), blame=False)
+                    late = f"did not start within {limit_s:.0f} s (rollout.start_timeout_s)"
+                    self._died(worker, RoleFailed(f"{worker.name} {late}"), blame=False)
             case "running":
                 self._listen(worker)
                 if is_done(worker.call):

@@ -18,6 +18,7 @@ class RunState:
     """Totals and newest figures of one launch. `*_at_s` are seconds since the epoch."""
 
     num_steps: int
+    launched_at_s: float = 0.0
     start_version: int = 0
     version: int = 0
     reward: float | None = None  # mean of the newest batch
