@@ -13,30 +13,34 @@ what is in flight goes on under it.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from rollout_worker.adoption import Adoption
-from rollout_worker.engine import GREEDY, Engine, Generation, GenerationRequest
+from rollout_worker.engine import Engine, Generation
 from rollout_worker.evaluation import Evaluation, Evaluator
-from rollout_worker.reward_pool import RewardPool, Score
+from rollout_worker.groups import (
+    OpenGroup,
+    lease_and_place,
+    num_answers,
+    request_ids,
+    requests,
+    to_record,
+)
+from rollout_worker.reward_pool import RewardPool
 from slipstream.config.job import JobConfig
 from slipstream.errors import DeadlineExceeded
 from slipstream.protocols import ReplayForWorkers, WeightReceiver
 from slipstream.records import (
-    Group,
     Lease,
     LeaseReply,
     Prompt,
     PutReply,
-    Rollout,
-    RolloutFailure,
 )
 from slipstream.telemetry import Busy, EventLog
 from slipstream.text import Decode
@@ -45,15 +49,6 @@ IDLE_S = 0.003
 ASK_AGAIN_S = 0.03  # replay holds calls: an answer without leases has another reason
 REPORT_EVERY_S = 1.0
 T = TypeVar("T")
-
-
-@dataclass(slots=True)
-class _OpenGroup:
-    """A leased prompt whose rollouts are under way."""
-
-    lease: Lease
-    finished: dict[int, Generation] = field(default_factory=dict)  # by place in the group
-    scores: Future[list[Score]] | None = None
 
 
 @dataclass(slots=True)
@@ -90,10 +85,9 @@ class RolloutWorker:
         self._rewards = rewards
         self._decode = decode
         self._events = events
-        # Of one prompt: its rollouts, and perhaps a greedy answer in the last place.
-        self._num_answers = job.rollout.group_size + job.algorithm.needs_greedy
+        self._num_answers = num_answers(job)
         self._busy = Busy()
-        self._open: dict[int, _OpenGroup] = {}  # by lease id
+        self._open: dict[int, OpenGroup] = {}  # by lease id
         self._waiting: deque[tuple[Lease, float]] = deque()  # wait for their version; drop at
         self._lease_call: _Call[LeaseReply] | None = None
         self._put_calls: deque[_Call[Sequence[PutReply]]] = deque()
@@ -221,21 +215,9 @@ class RolloutWorker:
             lease, drop_at_s = self._waiting.popleft()
             if time.monotonic() > drop_at_s or lease.timeline < self._adoption.timeline:
                 continue  # replay has issued it again
-            self._open[lease.lease_id] = _OpenGroup(lease)
-            for place in range(self._num_answers):
-                self._engine.submit(self._request(lease, place))
-
-    def _request(self, lease: Lease, place: int) -> GenerationRequest:
-        rollout = self._job.rollout
-        is_greedy = place == rollout.group_size
-        return GenerationRequest(
-            request_id=f"{lease.lease_id}/{place}",
-            prompt_token_ids=lease.prompt.token_ids,
-            max_new_tokens=rollout.max_new_tokens,
-            temperature=GREEDY if is_greedy else rollout.temperature,
-            top_p=rollout.top_p,
-            seed=rollout_seed(self._job.seed, lease.prompt.ordinal, lease.num_failed, place),
-        )
+            self._open[lease.lease_id] = OpenGroup(lease)
+            for request in requests(self._job, lease):
+                self._engine.submit(request)
 
     def _abandon(self) -> None:
         """The job is over: forget what is in flight."""
@@ -248,8 +230,7 @@ class RolloutWorker:
         waiting = [entry for entry in self._waiting if entry[0].lease_id not in leases]
         self._waiting = deque(waiting)
         known = [lease for lease in leases if self._open.pop(lease, None) is not None]
-        places = range(self._num_answers)
-        self._engine.abort([f"{lease}/{place}" for lease in known for place in places])
+        self._engine.abort(request_ids(self._job, known))
 
     # --- rollouts ---------------------------------------------------------------------
 
@@ -265,7 +246,7 @@ class RolloutWorker:
         return True
 
     def _on_generation(self, generation: Generation) -> None:
-        lease_id, place = (int(part) for part in generation.request_id.split("/"))
+        lease_id, place = lease_and_place(generation.request_id)
         group = self._open.get(lease_id)
         if group is None:
             return  # abandoned
@@ -276,44 +257,16 @@ class RolloutWorker:
             group.scores = self._rewards.score(prompt.text, answers, prompt.item)
 
     def _hand_over_scored(self) -> None:
-        scored = [g for g in self._open.values() if g.scores is not None and g.scores.done()]
+        scored = [group for group in self._open.values() if group.is_scored]
         if not scored:
             return
         for group in scored:
             del self._open[group.lease.lease_id]
-        future = self._replay.put([self._to_record(group) for group in scored])
+        future = self._replay.put(
+            [to_record(self._job, group, self._name, self._incarnation) for group in scored]
+        )
         leases = [group.lease for group in scored]
         self._put_calls.append(_Call("put", future, self._deadline_s(), leases))
-
-    def _to_record(self, group: _OpenGroup) -> Group:
-        assert group.scores is not None
-        generations = [group.finished[place] for place in sorted(group.finished)]
-        scores, size = group.scores.result(), self._job.rollout.group_size
-        greedy = scores[size] if self._job.algorithm.needs_greedy else None
-        return Group(
-            lease_id=group.lease.lease_id,
-            worker=self._name,
-            incarnation=self._incarnation,
-            ordinal=group.lease.prompt.ordinal,
-            attempt=group.lease.attempt,
-            prompt_token_ids=group.lease.prompt.token_ids,
-            rollouts=tuple(
-                self._rollout(generation, score)
-                for generation, score in zip(generations[:size], scores, strict=False)
-                if not isinstance(score, RolloutFailure)
-            ),
-            greedy_reward=None if isinstance(greedy, RolloutFailure) else greedy,
-            failures=tuple(score for score in scores if isinstance(score, RolloutFailure)),
-        )
-
-    def _rollout(self, generation: Generation, reward: float) -> Rollout:
-        return Rollout(
-            token_ids=generation.token_ids,
-            logprobs=generation.logprobs,
-            spans=generation.spans,
-            finish_reason=generation.finish_reason,
-            reward=reward,
-        )
 
     def _check_puts(self) -> None:
         while self._put_calls:
@@ -362,10 +315,3 @@ class RolloutWorker:
 
 def _weights_for(lease: Lease) -> tuple[int, int]:
     return lease.timeline, lease.min_version
-
-
-def rollout_seed(job_seed: int, ordinal: int, num_failed: int, place: int) -> int:
-    """The same prompt gives the same tokens wherever and whenever it runs, until an attempt of it
-    fails. In [0, 2^62)."""
-    key = f"{job_seed}/{ordinal}/{num_failed}/{place}".encode()
-    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 2

@@ -16,8 +16,9 @@ from replay.buffer import ReplayBuffer
 from replay.rules import Rules
 from replay.scripted import LocalReplay, scripted_group, scripted_prompt
 from rollout_worker.engine import GREEDY, GenerationRequest
+from rollout_worker.groups import rollout_seed
 from rollout_worker.scripted_engine import ScriptedEngine
-from rollout_worker.worker import RolloutWorker, rollout_seed
+from rollout_worker.worker import RolloutWorker
 from slipstream.errors import DeadlineExceeded, ProbeMismatch
 from slipstream.records import (
     Batch,
