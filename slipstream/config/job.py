@@ -141,6 +141,8 @@ class PlacementConfig(Section):
 
 
 class RolloutConfig(Section):
+    # scripted: tokens at random without a model, for tests of failures alone
+    engine: Literal["vllm", "scripted"] = "vllm"
     num_workers: PositiveInt = 1
     group_size: PositiveInt = 8  # G, rollouts of one prompt
     max_new_tokens: PositiveInt = 512
