@@ -107,7 +107,7 @@ class ReplayBuffer:
         self.expire(now_s)
         if not self._workers.register(worker, incarnation, yielded_version=yielded_version):
             reason = f"{worker} {incarnation} was replaced by a later incarnation"
-            return self._reply((), (), Stop(reason=reason))
+            return self._reply((), (), Stop(reason=reason, replaced=True))
         running = list(self._leases[worker].values())
         for lease in running:
             if lease.incarnation < incarnation:

@@ -1,7 +1,7 @@
 """The Ray shell of a rollout worker.
 
 vLLM is imported in the actor's own process, after its environment is set, and as the actor is
-made: that takes seconds in which replay reads the data.
+made: that takes seconds in which replay reads the data. SIGTERM means `leave`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from concurrent.futures import Future
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError, ObjectFetchTimedOutError, ObjectLostError
 
+from rollout_worker.preemption import on_sigterm
 from slipstream.affinity import bind_process
 from slipstream.config.job import JobConfig
-from slipstream.errors import UpdateLost
+from slipstream.errors import UpdateLost, UpdateStalled
 from slipstream.protocols import ReplayForWorkers
 from slipstream.records import Prompt, WeightUpdate
-from slipstream.telemetry import EventLog
+from slipstream.telemetry import Beat, EventLog
 
 
 class RolloutWorkerActor:
@@ -26,15 +28,18 @@ class RolloutWorkerActor:
 
     def __init__(self, job: JobConfig, index: int, incarnation: int, cores: Sequence[int]) -> None:
         bind_process(cores)
-        from rollout_worker.vllm_engine import import_vllm
-
-        import_vllm(job.rollout, cores)
         self._job = job
         self._name = f"rollout-{index}"
         self._incarnation = incarnation
         self._stopping = threading.Event()
         self._events = EventLog("rollout", index)
         self._worker: Any = None
+        self._leave_reason: str | None = None
+        on_sigterm(self.leave)
+        if job.rollout.engine == "vllm":
+            from rollout_worker.vllm_engine import import_vllm
+
+            import_vllm(job.rollout, cores)
 
     def start(self, replay: ReplayForWorkers, board: Any) -> None:
         """Start the engine and the scoring processes."""
@@ -45,11 +50,8 @@ class RolloutWorkerActor:
         def wait_newer(held: tuple[int, int]) -> Future[WeightUpdate | None]:
             return board.wait_newer.remote(held).future()  # type: ignore[no-any-return]
 
-        def get(reference: Any) -> Any:
-            try:
-                return ray.get(reference, timeout=timeout_s)
-            except ray.exceptions.OwnerDiedError as error:
-                raise UpdateLost(str(error)) from None
+        def get(buckets: Sequence[Any]) -> Any:
+            return get_buckets(buckets, timeout_s)
 
         self._worker = build_worker(
             self._job,
@@ -61,10 +63,14 @@ class RolloutWorkerActor:
             events=self._events,
         )
 
-    def run(self) -> None:
-        """Roll out until `stop`."""
+    def run(self) -> str:
+        """Roll out until `stop` ("stopped"), until it has left ("left"), or until a later
+        incarnation has its name ("replaced")."""
+        if self._leave_reason is not None:  # asked before there was a worker
+            self.leave(self._leave_reason)
         try:
-            self._worker.run(self._stopping)
+            outcome: str = self._worker.run(self._stopping)
+            return outcome
         finally:
             self._worker.close()
 
@@ -76,11 +82,32 @@ class RolloutWorkerActor:
         """One call of a weight transfer; answers when the loop has carried it out."""
         self._worker.request_transfer(call, payload).result(timeout=self._job.weights.timeout_s)
 
-    def drain(self) -> Sequence[Mapping[str, Any]]:
-        return self._events.drain()
+    def drain(self) -> tuple[Beat | None, Sequence[Mapping[str, Any]]]:
+        """What the worker does now, None until it has started, and the events since the last
+        call."""
+        worker = self._worker
+        return worker.beat() if worker else None, self._events.drain()
+
+    def leave(self, reason: str) -> None:
+        """Finish what is under way within `rollout.grace_s`; `run` ends then. Answers at once."""
+        self._leave_reason = reason
+        if self._worker is not None:
+            self._worker.leave(reason, self._job.rollout.grace_s)
 
     def stop(self) -> None:
         self._stopping.set()
 
     def __repr__(self) -> str:
         return f"{self._name} v{self._worker.version if self._worker else '-'}"
+
+
+def get_buckets(buckets: Sequence[Any], timeout_s: float) -> Any:
+    """An update's buckets. Raises UpdateStalled, or UpdateLost where they will never come."""
+    try:
+        return ray.get(list(buckets), timeout=timeout_s)
+    except (GetTimeoutError, ObjectFetchTimedOutError):
+        raise UpdateStalled(
+            f"the weights did not come within {timeout_s:g} s (weights.timeout_s)"
+        ) from None
+    except ObjectLostError as error:
+        raise UpdateLost(str(error)) from None

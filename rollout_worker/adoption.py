@@ -1,6 +1,6 @@
 """A worker's end of the weight channel: the engine takes a version whole, between two decode steps.
 
-    object_store   `adopt` fetches the newest version that the board has told of
+    object_store   `adopt` loads the newest version that the board has told of, once it is here
     nccl           the learner asks for calls by `request`; `adopt` carries them out, from the
                    first to the last, so that the engine decodes nothing with half of a version
 
@@ -53,7 +53,7 @@ class Adoption:
         self._engine = engine
         self._receiver = receiver
         self._events = events
-        self.timeline = 0  # of the weights that the engine holds
+        self.held = (0, -1)  # timeline and version of the engine's weights; read by any thread
         self._transfers: queue.Queue[_Transfer] = queue.Queue()
         self._update: WeightUpdate | None = None
 
@@ -67,7 +67,7 @@ class Adoption:
     def due(self) -> bool:
         """Whether `adopt` has something to do. Never blocks."""
         if self._update is None:
-            self._update = self._receiver.poll((self.timeline, self._engine.version))
+            self._update = self._receiver.poll(self.held)
         return self._update is not None or not self._transfers.empty()
 
     def adopt(self) -> None:
@@ -77,7 +77,7 @@ class Adoption:
             update, self._update = self._update, None
             try:
                 tensors = self._receiver.tensors(update)
-            except UpdateLost as error:  # before anything has changed: the next one will come
+            except UpdateLost as error:  # before anything has changed: the engine goes on
                 self._events.emit("update_lost", version=update.version, message=str(error))
                 return
             self._engine.wake()
@@ -115,7 +115,7 @@ class Adoption:
 
     def _adopted(self, update: WeightUpdate, start_s: float) -> None:
         load_s = time.perf_counter() - start_s
-        self.timeline = update.timeline
+        self.held = update.order
         self._events.emit(
             "adopted",
             timeline=update.timeline,

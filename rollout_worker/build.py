@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
 from typing import Any
 
-from rollout_worker.receiver import ObjectStoreReceiver, WaitNewer
+from rollout_worker.engine import Engine
+from rollout_worker.receiver import Get, ObjectStoreReceiver, WaitNewer
 from rollout_worker.reward_pool import RewardPool
+from rollout_worker.scripted_engine import ScriptedEngine
 from rollout_worker.vllm_engine import VllmEngine
 from rollout_worker.worker import RolloutWorker
 from slipstream.config.job import JobConfig
 from slipstream.protocols import ReplayForWorkers
 from slipstream.telemetry import EventLog
 from slipstream.text import decoder, eos_token_ids, load_tokenizer
+
+SCRIPTED_VOCABULARY = 24  # small, so that answers end
+SCRIPTED_STEP_S = 0.005
+POISON = "SLIPSTREAM_SCRIPTED_POISON"  # an environment variable, for tests of failures
 
 
 def build_worker(
@@ -22,20 +28,13 @@ def build_worker(
     *,
     replay: ReplayForWorkers,
     wait_newer: WaitNewer,
-    get: Callable[[Any], Any],
+    get: Get,
     events: EventLog,
 ) -> RolloutWorker:
     """A worker whose engine runs where `import_vllm` has said."""
     rewards = RewardPool(job.reward)
     tokenizer = load_tokenizer(job.model)
-    engine = VllmEngine(
-        job.model,
-        job.rollout,
-        max_tokens=job.data.max_prompt_tokens + job.rollout.max_new_tokens,
-        eos_token_ids=eos_token_ids(job.model, tokenizer),
-        seed=job.seed,
-        transport=job.weights.transport,
-    )
+    engine = _engine(job, tokenizer)
     rewards.wait_ready()
     return RolloutWorker(
         job,
@@ -48,3 +47,25 @@ def build_worker(
         decode=decoder(tokenizer),
         events=events,
     )
+
+
+def _engine(job: JobConfig, tokenizer: Any) -> Engine:
+    eos = eos_token_ids(job.model, tokenizer)
+    match job.rollout.engine:
+        case "vllm":
+            return VllmEngine(
+                job.model,
+                job.rollout,
+                max_tokens=job.data.max_prompt_tokens + job.rollout.max_new_tokens,
+                eos_token_ids=eos,
+                seed=job.seed,
+                transport=job.weights.transport,
+            )
+        case "scripted":
+            return ScriptedEngine(
+                num_slots=job.rollout.num_slots,
+                vocabulary=min(SCRIPTED_VOCABULARY, len(tokenizer)),
+                eos_token_id=eos[0],
+                step_s=SCRIPTED_STEP_S,
+                poison=os.environ.get(POISON, ""),
+            )

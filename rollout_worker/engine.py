@@ -51,6 +51,10 @@ class Engine(Protocol):
     def num_running(self) -> int:
         """Requests submitted whose generation `step` has not returned yet."""
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens made since the start, of whatever."""
+
     def submit(self, request: GenerationRequest) -> None:
         """Queue a request; it joins the batch at the next step with a free slot."""
 

@@ -98,7 +98,8 @@ class Evaluator:
         if not generation.request_id.startswith(PREFIX):
             return False
         running = self._running
-        assert running is not None
+        if running is None:
+            return True  # dropped
         _, place, temperature = generation.request_id.split("/")
         answers = running.answers.setdefault(int(place), {})
         answers[float(temperature)] = self._decode(generation.token_ids)
@@ -128,15 +129,30 @@ class Evaluator:
         )
         self._running = None
 
+    def drop(self) -> None:
+        """Forget what is asked for and what runs; nobody evaluates it then."""
+        dropped, self._requested = self._requested, []
+        if running := self._running:
+            dropped.insert(0, running.evaluation)
+            places = range(len(running.evaluation.prompts))
+            self._engine.abort([_request_id(p, t) for p in places for t in (GREEDY, SAMPLED)])
+            self._running = None
+        for evaluation in dropped:
+            self._events.emit("eval_dropped", version=evaluation.version)
+
     def _request(self, prompt: Prompt, place: int, temperature: float) -> GenerationRequest:
         return GenerationRequest(
-            request_id=f"{PREFIX}/{place}/{temperature}",
+            request_id=_request_id(place, temperature),
             prompt_token_ids=prompt.token_ids,
             max_new_tokens=self._job.rollout.max_new_tokens,
             temperature=temperature,
             top_p=1.0,
             seed=self._job.seed + place,
         )
+
+
+def _request_id(place: int, temperature: float) -> str:
+    return f"{PREFIX}/{place}/{temperature}"
 
 
 def _rewards(scores: Iterable[Score]) -> list[float]:

@@ -1,8 +1,12 @@
-"""The worker's end of the `object_store` transport: fetch the newest version, unpack it."""
+"""The worker's end of the `object_store` transport: fetch the newest version, unpack it.
+
+Buckets are fetched in a thread, so that the engine decodes until all of them are here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -10,32 +14,39 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from slipstream.errors import UpdateLost
+from slipstream.errors import UpdateLost, UpdateStalled
 from slipstream.records import TensorSpec, WeightUpdate
 
 Bytes = npt.NDArray[np.uint8]
 WaitNewer = Callable[[tuple[int, int]], Future[WeightUpdate | None]]
+Get = Callable[[Sequence[Any]], Sequence[Bytes]]
 
 
 class ObjectStoreReceiver:
     """Keeps one question to the board under way: are there newer weights than mine?
 
-    `wait_newer((timeline, version))` asks the board and returns a future; `get` fetches a bucket.
+    `wait_newer((timeline, version))` asks the board and returns a future; `get` fetches all buckets
+    of an update. Where it raises UpdateStalled, the same update is asked for again.
     """
 
-    def __init__(
-        self,
-        wait_newer: WaitNewer,
-        get: Callable[[Any], Bytes],
-    ) -> None:
+    def __init__(self, wait_newer: WaitNewer, get: Get) -> None:
         self._wait_newer = wait_newer
         self._get = get
         self._asked: Future[WeightUpdate | None] | None = None
+        self._fetching: tuple[WeightUpdate, Future[Sequence[Bytes]]] | None = None
         self._lost = (-1, -1)  # an update of which the board may still tell
 
     def poll(self, held: tuple[int, int]) -> WeightUpdate | None:
-        """The newest update above (timeline, version), if the board has told of one."""
-        held = max(held, self._lost)
+        """The newest update above (timeline, version), once its buckets are here or given up."""
+        if self._fetching is None:
+            update = self._told(max(held, self._lost))
+            if update is None:
+                return None
+            self._fetching = update, self._fetch(update)
+        update, buckets = self._fetching
+        return update if buckets.done() else None
+
+    def _told(self, held: tuple[int, int]) -> WeightUpdate | None:
         if self._asked is None:
             self._asked = self._wait_newer(held)
         if not self._asked.done():
@@ -44,17 +55,33 @@ class ObjectStoreReceiver:
         return update if update is not None and update.order > held else None
 
     def tensors(self, update: WeightUpdate) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every parameter. All buckets are fetched first: a version comes whole or not at all.
+        """Every parameter of what `poll` gave: a version comes whole or not at all.
 
         Raises UpdateLost.
         """
+        assert self._fetching is not None and self._fetching[0] is update
+        fetched, self._fetching = self._fetching[1], None
         try:
-            buckets = [self._get(reference) for reference in update.buckets]
+            buckets = fetched.result(timeout=0)
+        except UpdateStalled:
+            raise
         except UpdateLost:
             self._lost = update.order
             raise
         pairs = zip(update.bucket_specs, buckets, strict=True)
         return (named for specs, bucket in pairs for named in unpack(specs, bucket))
+
+    def _fetch(self, update: WeightUpdate) -> Future[Sequence[Bytes]]:
+        fetched: Future[Sequence[Bytes]] = Future()
+
+        def fetch() -> None:
+            try:
+                fetched.set_result(self._get(update.buckets))
+            except BaseException as error:  # raised in the loop, by `tensors`
+                fetched.set_exception(error)
+
+        threading.Thread(target=fetch, name="weights", daemon=True).start()
+        return fetched
 
 
 def unpack(specs: tuple[TensorSpec, ...], bucket: Bytes) -> Iterator[tuple[str, torch.Tensor]]:

@@ -1,10 +1,15 @@
-"""An engine without a model: the same tokens for the same seed, in no time.
+"""An engine without a model: the same tokens for the same seed, at the pace asked for.
 
 For contract and chaos tests only; nothing that it does says anything about the product.
+A prompt may be poison to it: `exit 5 12; hang 7` ends the process where a prompt holds token 12
+after 5, and stops it for good where one holds 7. `raise` raises.
 """
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,12 +29,23 @@ class _Answer:
 
 
 class ScriptedEngine:
-    """Uniform tokens over `vocabulary`, one of which ends the answer."""
+    """Uniform tokens below `vocabulary`, and the one that ends an answer. A step takes `step_s`."""
 
-    def __init__(self, *, num_slots: int = 16, vocabulary: int = 24, eos_token_id: int = 1) -> None:
+    def __init__(
+        self,
+        *,
+        num_slots: int = 16,
+        vocabulary: int = 24,
+        eos_token_id: int = 1,
+        step_s: float = 0.0,
+        poison: str = "",
+    ) -> None:
         self._num_slots = num_slots
-        self._vocabulary = vocabulary
+        self._tokens = sorted({*range(vocabulary), eos_token_id})
         self._eos_token_id = eos_token_id
+        self._step_s = step_s
+        self._poison = list(_parse(poison))
+        self._num_tokens = 0
         self._version = -1
         self._answers: dict[str, _Answer] = {}  # in the order submitted
         self.asleep = False
@@ -42,6 +58,10 @@ class ScriptedEngine:
     def num_running(self) -> int:
         return len(self._answers)
 
+    @property
+    def num_tokens(self) -> int:
+        return self._num_tokens
+
     def submit(self, request: GenerationRequest) -> None:
         assert not self.asleep
         seed = 0 if request.temperature == GREEDY else request.seed
@@ -49,9 +69,12 @@ class ScriptedEngine:
 
     def step(self) -> list[Generation]:
         assert not self.asleep
+        time.sleep(self._step_s)
         done = []
         for answer in list(self._answers.values())[: self._num_slots]:
-            token = int(answer.random.integers(self._vocabulary))
+            self._taste(answer.request.prompt_token_ids.tolist())
+            token = self._tokens[answer.random.integers(len(self._tokens))]
+            self._num_tokens += 1
             answer.token_ids.append(token)
             answer.versions.append(self._version)
             ended = token == self._eos_token_id
@@ -77,6 +100,7 @@ class ScriptedEngine:
         self._version = version
 
     def score(self, token_ids: TokenIds) -> LogProbs:
+        self._num_tokens += 1
         return self._logprobs(len(token_ids) - 1)
 
     def sleep(self) -> None:
@@ -89,6 +113,18 @@ class ScriptedEngine:
     def close(self) -> None:
         self._answers.clear()
 
+    def _taste(self, prompt: list[int]) -> None:
+        for action, poison in self._poison:
+            if not _holds(prompt, poison):
+                continue
+            match action:
+                case "exit":
+                    os._exit(1)
+                case "hang":
+                    threading.Event().wait()
+                case "raise":
+                    raise RuntimeError(f"the prompt holds {poison}")
+
     def _generation(self, answer: _Answer, *, ended: bool) -> Generation:
         return Generation(
             request_id=answer.request.request_id,
@@ -99,7 +135,21 @@ class ScriptedEngine:
         )
 
     def _logprobs(self, count: int) -> LogProbs:
-        return np.full(count, -np.log(self._vocabulary), dtype=np.float32)
+        return np.full(count, -np.log(len(self._tokens)), dtype=np.float32)
+
+
+def _parse(poison: str) -> Iterator[tuple[str, list[int]]]:
+    """Each action, and the tokens that bring it about."""
+    for part in filter(None, map(str.strip, poison.split(";"))):
+        action, *tokens = part.split()
+        if action not in ("exit", "hang", "raise") or not tokens:
+            raise ValueError(f"no poison: {part!r}; write as in 'exit 5 12; hang 7'")
+        yield action, [int(token) for token in tokens]
+
+
+def _holds(prompt: list[int], tokens: list[int]) -> bool:
+    last = len(prompt) - len(tokens)
+    return any(prompt[at : at + len(tokens)] == tokens for at in range(last + 1))
 
 
 def _spans(versions: list[int]) -> Iterator[VersionSpan]:

@@ -67,6 +67,8 @@ class VllmEngine:
         self._engine = _build(
             model, config, max_tokens, seed, can_sleep=self._can_sleep, transport=transport
         )
+        self._num_tokens = 0
+        self._count_tokens()
 
     @property
     def version(self) -> int:
@@ -75,6 +77,10 @@ class VllmEngine:
     @property
     def num_running(self) -> int:
         return len(self._running) + len(self._finished_while_scoring)
+
+    @property
+    def num_tokens(self) -> int:
+        return self._num_tokens
 
     def submit(self, request: GenerationRequest) -> None:
         from vllm import SamplingParams
@@ -153,6 +159,18 @@ class VllmEngine:
     def _add(self, request_id: str, token_ids: TokenIds, params: Any) -> None:
         prompt = {"prompt_token_ids": token_ids.tolist(), "cache_salt": str(self._num_loads)}
         self._engine.add_request(request_id, prompt, params)
+
+    def _count_tokens(self) -> None:
+        """Count what the core hands out; the engine tells of an answer only once it is whole."""
+        core = self._engine.engine_core
+        get_output = core.get_output
+
+        def counted() -> Any:
+            made = get_output()
+            self._num_tokens += sum(len(output.new_token_ids) for output in made.outputs)
+            return made
+
+        core.get_output = counted
 
     def _step_engine(self) -> list[Generation]:
         done = []

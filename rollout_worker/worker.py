@@ -3,6 +3,8 @@
     consumes   leases (one call to replay under way at a time), new policy versions
     makes      groups: G rollouts, each scored, handed to replay
     waits for  nothing while anything decodes; a few milliseconds where there is no work
+    ends       when it is stopped, replaced by a later incarnation, or told to leave, which it
+               does once what is under way is handed over
 
     each turn:  adopt a newer version ─▶ fill free slots ─▶ one decode step ─▶ ask for prompts
                 ─▶ hand over what is scored
@@ -13,47 +15,45 @@ what is in flight goes on under it.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
 
 from rollout_worker.adoption import Adoption
-from rollout_worker.engine import GREEDY, Engine, Generation, GenerationRequest
+from rollout_worker.engine import Engine, Generation
 from rollout_worker.evaluation import Evaluation, Evaluator
-from rollout_worker.reward_pool import RewardPool, Score
+from rollout_worker.groups import (
+    OpenGroup,
+    lease_and_place,
+    num_answers,
+    request_ids,
+    requests,
+    to_record,
+)
+from rollout_worker.pulse import Pulse
+from rollout_worker.reward_pool import RewardPool
 from slipstream.config.job import JobConfig
 from slipstream.errors import DeadlineExceeded
 from slipstream.protocols import ReplayForWorkers, WeightReceiver
 from slipstream.records import (
-    Group,
     Lease,
     LeaseReply,
     Prompt,
     PutReply,
-    Rollout,
-    RolloutFailure,
+    RefusalReason,
 )
-from slipstream.telemetry import Busy, EventLog
+from slipstream.telemetry import Beat, Busy, EventLog
 from slipstream.text import Decode
 
 IDLE_S = 0.003
 ASK_AGAIN_S = 0.03  # replay holds calls: an answer without leases has another reason
 REPORT_EVERY_S = 1.0
 T = TypeVar("T")
-
-
-@dataclass(slots=True)
-class _OpenGroup:
-    """A leased prompt whose rollouts are under way."""
-
-    lease: Lease
-    finished: dict[int, Generation] = field(default_factory=dict)  # by place in the group
-    scores: Future[list[Score]] | None = None
+Outcome = Literal["stopped", "left", "replaced"]
 
 
 @dataclass(slots=True)
@@ -64,6 +64,12 @@ class _Call(Generic[T]):
     future: Future[T]
     deadline_s: float
     leases: Sequence[Lease] = ()  # whose groups are put
+
+
+@dataclass(frozen=True, slots=True)
+class _Leaving:
+    reason: str
+    deadline_s: float
 
 
 class RolloutWorker:
@@ -90,10 +96,9 @@ class RolloutWorker:
         self._rewards = rewards
         self._decode = decode
         self._events = events
-        # Of one prompt: its rollouts, and perhaps a greedy answer in the last place.
-        self._num_answers = job.rollout.group_size + job.algorithm.needs_greedy
+        self._num_answers = num_answers(job)
         self._busy = Busy()
-        self._open: dict[int, _OpenGroup] = {}  # by lease id
+        self._open: dict[int, OpenGroup] = {}  # by lease id
         self._waiting: deque[tuple[Lease, float]] = deque()  # wait for their version; drop at
         self._lease_call: _Call[LeaseReply] | None = None
         self._put_calls: deque[_Call[Sequence[PutReply]]] = deque()
@@ -102,6 +107,10 @@ class RolloutWorker:
         self._next_ask_s = 0.0
         self._num_tokens = 0
         self._reported_s = time.monotonic()
+        self._leaving: _Leaving | None = None
+        self._num_given_back = 0
+        self._replaced = False  # a later incarnation has this worker's name
+        self._pulse = Pulse(engine, job.health.probe_every_s)
         self._evaluator = Evaluator(job, engine, rewards, decode, events)
         self._adoption = Adoption(
             job.weights, name, engine=engine, receiver=receiver, events=events
@@ -111,20 +120,45 @@ class RolloutWorker:
     def version(self) -> int:
         return self._engine.version
 
-    def run(self, stopping: threading.Event) -> None:
-        """Turn until `stopping` is set. Raises what cannot be survived."""
+    def run(self, stopping: threading.Event) -> Outcome:
+        """Turn until `stopping` is set; why it ended. Raises what cannot be survived."""
         while not stopping.is_set():
             if not self.turn():
                 with self._busy.phase("wait"):
                     time.sleep(IDLE_S)
             self._report()
+            if self._replaced:
+                return "replaced"
+            if self._has_left():
+                return "left"
+        return "stopped"
+
+    def leave(self, reason: str, grace_s: float) -> None:
+        """Ask for no more, hand over what is done within `grace_s`, then end. For any thread;
+        the first call counts."""
+        if self._leaving is None:
+            self._leaving = _Leaving(reason, time.monotonic() + grace_s)
+
+    def beat(self) -> Beat:
+        """What the loop does now. For any thread, while the loop works or hangs."""
+        phase, phase_s = self._busy.now()
+        timeline, version = self._adoption.held
+        return Beat(
+            incarnation=self._incarnation,
+            timeline=timeline,
+            version=version,
+            phase=phase,
+            phase_s=phase_s,
+            token_s=None if phase == "adopt" else self._pulse.token_s,
+            leaving=self._leaving is not None,
+        )
 
     def turn(self) -> bool:
         """One pass; returns whether anything was decoded or adopted."""
         adopted = self._adopt_newer()
         self._fill_slots()
         if not self._asleep:
-            self._evaluator.start_if_due(self._adoption.timeline)
+            self._evaluator.start_if_due(self._adoption.held[0])
         decoded = self._decode_step()
         self._fill_slots()  # replay answers while this worker hands over
         self._evaluator.finish_if_scored()
@@ -148,11 +182,14 @@ class RolloutWorker:
     def _adopt_newer(self) -> bool:
         if self._evaluator.generating or not self._adoption.due:
             return False  # an evaluation is of one version
-        timeline = self._adoption.timeline
+        before = self._adoption.held
         with self._busy.phase("adopt"):
             self._adoption.adopt()
+        if self._adoption.held == before:
+            return False  # the update was lost, or there was none; an engine asleep sleeps on
         self._asleep, self._yielded_version = False, None
-        if self._adoption.timeline > timeline:  # replay has revoked what was under way
+        self._pulse.restart()
+        if self._adoption.held[0] > before[0]:  # replay has revoked what was under way
             self._forget([*self._open])
         return True
 
@@ -165,6 +202,10 @@ class RolloutWorker:
             if reply is not None:
                 self._lease_call = None
                 self._on_leases(reply)
+        if self._leaving is not None:
+            self._evaluator.drop()
+            self._give_back([])
+            return
         self._start_waiting()
         if self._lease_call is None:
             self._ask_for_leases()
@@ -187,20 +228,19 @@ class RolloutWorker:
         self._forget(reply.revoked)
         self._waiting.extend((lease, drop_at_s) for lease in reply.leases)
         # With newer weights than replay knows of, this worker has had its part of the turn.
-        same_weights = (reply.timeline, reply.version) == self._weights
+        same_weights = (reply.timeline, reply.version) == self._adoption.held
         if reply.yield_device and same_weights and self._is_idle():
             if not self._asleep:
-                self._engine.sleep()
+                with self._busy.phase("sleep"):
+                    self._engine.sleep()
+                self._pulse.stop()
                 self._asleep = True
                 self._yielded_version = reply.version
         elif not reply.leases:
             self._next_ask_s = time.monotonic() + ASK_AGAIN_S
         if reply.stop is not None:
             self._abandon()
-
-    @property
-    def _weights(self) -> tuple[int, int]:
-        return self._adoption.timeline, self._engine.version
+            self._replaced |= reply.stop.replaced
 
     def _held_leases(self) -> list[int]:
         """Every lease of which replay has not answered that it is over."""
@@ -217,25 +257,13 @@ class RolloutWorker:
 
     def _start_waiting(self) -> None:
         """Start every leased prompt whose version the engine holds, if it was not too long ago."""
-        while self._waiting and _weights_for(self._waiting[0][0]) <= self._weights:
+        while self._waiting and _weights_for(self._waiting[0][0]) <= self._adoption.held:
             lease, drop_at_s = self._waiting.popleft()
-            if time.monotonic() > drop_at_s or lease.timeline < self._adoption.timeline:
+            if time.monotonic() > drop_at_s or lease.timeline < self._adoption.held[0]:
                 continue  # replay has issued it again
-            self._open[lease.lease_id] = _OpenGroup(lease)
-            for place in range(self._num_answers):
-                self._engine.submit(self._request(lease, place))
-
-    def _request(self, lease: Lease, place: int) -> GenerationRequest:
-        rollout = self._job.rollout
-        is_greedy = place == rollout.group_size
-        return GenerationRequest(
-            request_id=f"{lease.lease_id}/{place}",
-            prompt_token_ids=lease.prompt.token_ids,
-            max_new_tokens=rollout.max_new_tokens,
-            temperature=GREEDY if is_greedy else rollout.temperature,
-            top_p=rollout.top_p,
-            seed=rollout_seed(self._job.seed, lease.prompt.ordinal, lease.num_failed, place),
-        )
+            self._open[lease.lease_id] = OpenGroup(lease)
+            for request in requests(self._job, lease):
+                self._engine.submit(request)
 
     def _abandon(self) -> None:
         """The job is over: forget what is in flight."""
@@ -248,24 +276,53 @@ class RolloutWorker:
         waiting = [entry for entry in self._waiting if entry[0].lease_id not in leases]
         self._waiting = deque(waiting)
         known = [lease for lease in leases if self._open.pop(lease, None) is not None]
-        places = range(self._num_answers)
-        self._engine.abort([f"{lease}/{place}" for lease in known for place in places])
+        self._engine.abort(request_ids(self._job, known))
+
+    def _give_back(self, unfinished: Sequence[int]) -> None:
+        """Leave to another worker what waits, and these leases that are under way."""
+        given_back = [*(lease.lease_id for lease, _ in self._waiting), *unfinished]
+        self._num_given_back += len(given_back)
+        self._forget(given_back)
+
+    def _has_left(self) -> bool:
+        """Whether a worker that leaves has handed over what it can; then it gives the rest back."""
+        leaving = self._leaving
+        if leaving is None:
+            return False
+        if (self._open or self._put_calls) and time.monotonic() < leaving.deadline_s:
+            return False
+        self._give_back([*self._open])
+        self._evaluator.drop()
+        self._events.emit("left", reason=leaving.reason, num_given_back=self._num_given_back)
+        return True
 
     # --- rollouts ---------------------------------------------------------------------
 
     def _decode_step(self) -> bool:
         if self._engine.num_running == 0:
+            self._probe_if_due()
             return False
         with self._busy.phase("generate"):
             generations = self._engine.step()
+        self._pulse.note()
+        if generations:
+            with self._busy.phase("score"):
+                self._on_generations(generations)
+        return True
+
+    def _probe_if_due(self) -> None:
+        if self._pulse.probe_due:
+            with self._busy.phase("generate"):
+                self._pulse.probe()
+
+    def _on_generations(self, generations: Sequence[Generation]) -> None:
         for generation in generations:
             self._num_tokens += len(generation.token_ids)
             if not self._evaluator.take(generation):
                 self._on_generation(generation)
-        return True
 
     def _on_generation(self, generation: Generation) -> None:
-        lease_id, place = (int(part) for part in generation.request_id.split("/"))
+        lease_id, place = lease_and_place(generation.request_id)
         group = self._open.get(lease_id)
         if group is None:
             return  # abandoned
@@ -276,44 +333,17 @@ class RolloutWorker:
             group.scores = self._rewards.score(prompt.text, answers, prompt.item)
 
     def _hand_over_scored(self) -> None:
-        scored = [g for g in self._open.values() if g.scores is not None and g.scores.done()]
+        scored = [group for group in self._open.values() if group.is_scored]
         if not scored:
             return
         for group in scored:
             del self._open[group.lease.lease_id]
-        future = self._replay.put([self._to_record(group) for group in scored])
+        with self._busy.phase("hand_over"):
+            future = self._replay.put(
+                [to_record(self._job, group, self._name, self._incarnation) for group in scored]
+            )
         leases = [group.lease for group in scored]
         self._put_calls.append(_Call("put", future, self._deadline_s(), leases))
-
-    def _to_record(self, group: _OpenGroup) -> Group:
-        assert group.scores is not None
-        generations = [group.finished[place] for place in sorted(group.finished)]
-        scores, size = group.scores.result(), self._job.rollout.group_size
-        greedy = scores[size] if self._job.algorithm.needs_greedy else None
-        return Group(
-            lease_id=group.lease.lease_id,
-            worker=self._name,
-            incarnation=self._incarnation,
-            ordinal=group.lease.prompt.ordinal,
-            attempt=group.lease.attempt,
-            prompt_token_ids=group.lease.prompt.token_ids,
-            rollouts=tuple(
-                self._rollout(generation, score)
-                for generation, score in zip(generations[:size], scores, strict=False)
-                if not isinstance(score, RolloutFailure)
-            ),
-            greedy_reward=None if isinstance(greedy, RolloutFailure) else greedy,
-            failures=tuple(score for score in scores if isinstance(score, RolloutFailure)),
-        )
-
-    def _rollout(self, generation: Generation, reward: float) -> Rollout:
-        return Rollout(
-            token_ids=generation.token_ids,
-            logprobs=generation.logprobs,
-            spans=generation.spans,
-            finish_reason=generation.finish_reason,
-            reward=reward,
-        )
 
     def _check_puts(self) -> None:
         while self._put_calls:
@@ -322,6 +352,7 @@ class RolloutWorker:
                 return
             call = self._put_calls.popleft()
             for lease, reply in zip(call.leases, replies, strict=True):
+                self._replaced |= reply.refused is RefusalReason.STALE_INCARNATION
                 if reply.refused is not None:
                     self._events.emit(
                         "refused",
@@ -362,10 +393,3 @@ class RolloutWorker:
 
 def _weights_for(lease: Lease) -> tuple[int, int]:
     return lease.timeline, lease.min_version
-
-
-def rollout_seed(job_seed: int, ordinal: int, num_failed: int, place: int) -> int:
-    """The same prompt gives the same tokens wherever and whenever it runs, until an attempt of it
-    fails. In [0, 2^62)."""
-    key = f"{job_seed}/{ordinal}/{num_failed}/{place}".encode()
-    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 2

@@ -41,6 +41,10 @@ class UpdateLost(SlipstreamError):
     """The weights of an announced version are gone, with the learner that published them."""
 
 
+class UpdateStalled(UpdateLost):
+    """The weights of an announced version did not come in time; they may when asked for again."""
+
+
 class RoleFailed(SlipstreamError):
     """A role of the running job died or hung; `str()` names it and the reason."""
 

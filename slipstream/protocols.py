@@ -68,10 +68,12 @@ class WeightReceiver(Protocol):
     """The worker's end of the weight channel."""
 
     def poll(self, held: tuple[int, int]) -> WeightUpdate | None:
-        """The newest update above the (timeline, version) held, or None. Never blocks."""
+        """The newest update above the (timeline, version) held, once it can be loaded without
+        waiting for it, or None. Never blocks."""
 
     def tensors(self, update: WeightUpdate) -> Iterator[tuple[str, Any]]:
-        """(name, torch tensor) of every parameter, on the CPU. Raises UpdateLost, at the call."""
+        """(name, torch tensor) of every parameter, on the CPU, of what `poll` gave. Raises
+        UpdateLost, at the call; nothing has changed then."""
 
 
 class WeightPublisher(Protocol):

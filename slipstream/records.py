@@ -219,6 +219,7 @@ class Stop:
     """The job is over: finish what you do and leave."""
 
     reason: str
+    replaced: bool = False  # over for this worker alone: another has its name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

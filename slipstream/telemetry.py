@@ -12,6 +12,7 @@ Events (kind: fields beside role, index and time_s):
                        about once a second
             `update_lost`  version, message
             `refused`  ordinal, reason, detail
+            `eval_dropped`  version: asked of a worker that left before it had done it
             `left`     reason, num_given_back (leases that another worker gets)
             `eval`     timeline, version, num_prompts, num_failures, greedy_accuracy, greedy_reward,
                        sampled_reward, seconds

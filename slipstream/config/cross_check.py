@@ -15,6 +15,7 @@ def cross_check(job: JobConfig) -> list[Finding]:
     """Everything that single fields cannot tell."""
     checks = (
         _devices,
+        _engine,
         _workers,
         _autoscale,
         _staleness,
@@ -49,6 +50,19 @@ def _devices(job: JobConfig) -> Iterator[Finding]:
             f"{rollout.num_workers} workers cannot share the GPUs of {learner.num_ranks} ranks one "
             "to one; make the numbers equal, or set rollout.colocate: false",
         )
+
+
+def _engine(job: JobConfig) -> Iterator[Finding]:
+    if job.rollout.engine != "scripted":
+        return
+    if job.weights.probe:
+        yield (
+            "weights.probe",
+            "the scripted engine has no model whose log-probs could be the learner's; set it to "
+            "false",
+        )
+    if job.rollout.gpus:
+        yield "rollout.gpus", "the scripted engine has no use for GPUs; set it to 0"
 
 
 def _workers(job: JobConfig) -> Iterator[Finding]:

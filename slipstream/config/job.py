@@ -152,6 +152,8 @@ class AutoscaleConfig(Section):
 
 
 class RolloutConfig(Section):
+    # scripted: tokens at random without a model, for tests of failures alone
+    engine: Literal["vllm", "scripted"] = "vllm"
     num_workers: PositiveInt = 1
     autoscale: AutoscaleConfig | None = (
         None  # from num_workers on; default: there are always so many

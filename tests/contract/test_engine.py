@@ -132,6 +132,15 @@ def test_greedy_ignores_the_seed(engine: Engine) -> None:
     assert len({answer.token_ids.tobytes() for answer in done.values()}) == 1
 
 
+def test_every_token_is_counted(engine: Engine) -> None:
+    before = engine.num_tokens
+    engine.submit(ask("x", seed=5))
+    engine.step()
+    assert engine.num_tokens == before + 1, "before the answer is whole"
+    answer = run(engine)["x"]
+    assert engine.num_tokens == before + len(answer.token_ids)
+
+
 def test_aborted_requests_never_finish(engine: Engine) -> None:
     for name in ("a", "b"):
         engine.submit(ask(name, seed=EOS))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -10,7 +13,7 @@ import torch
 
 from learner.weights import _packed, _spec
 from rollout_worker.receiver import ObjectStoreReceiver, unpack
-from slipstream.errors import UpdateLost
+from slipstream.errors import UpdateLost, UpdateStalled
 from slipstream.records import WeightUpdate
 
 
@@ -27,6 +30,16 @@ def update(
     )
 
 
+def polled(receiver: ObjectStoreReceiver, held: tuple[int, int]) -> WeightUpdate:
+    """What `poll` gives once its buckets are here."""
+    deadline_s = time.monotonic() + 10.0
+    while time.monotonic() < deadline_s:
+        if (newer := receiver.poll(held)) is not None:
+            return newer
+        time.sleep(0.001)
+    raise AssertionError("no update came")
+
+
 def test_every_bit_arrives() -> None:
     generator = torch.Generator().manual_seed(0)
     sent = [
@@ -37,8 +50,10 @@ def test_every_bit_arrives() -> None:
         ],
         [("half", torch.randn(2, generator=generator).half())],
     ]
-    receiver = ObjectStoreReceiver(lambda version: Future(), lambda reference: reference)
-    received = dict(receiver.tensors(update(1, *sent)))
+    told: Future[WeightUpdate | None] = Future()
+    told.set_result(update(1, *sent))
+    receiver = ObjectStoreReceiver(lambda held: told, lambda buckets: buckets)
+    received = dict(receiver.tensors(polled(receiver, (0, 0))))
     for bucket in sent:
         for name, tensor in bucket:
             assert received[name].dtype == tensor.dtype
@@ -60,14 +75,14 @@ def test_poll_asks_once_and_never_goes_back() -> None:
         futures.append(Future())
         return futures[-1]
 
-    receiver = ObjectStoreReceiver(wait_newer, lambda reference: reference)
+    receiver = ObjectStoreReceiver(wait_newer, lambda buckets: buckets)
     assert receiver.poll((0, -1)) is None
     assert receiver.poll((0, -1)) is None
     assert asked == [(0, -1)]
     futures[0].set_result(update(3))
-    newest = receiver.poll((0, -1))
-    assert newest is not None
+    newest = polled(receiver, (0, -1))
     assert newest.version == 3
+    receiver.tensors(newest)
     receiver.poll((0, 3))
     futures[1].set_result(None)  # nothing newer within the board's patience
     assert receiver.poll((0, 3)) is None
@@ -77,27 +92,64 @@ def test_poll_asks_once_and_never_goes_back() -> None:
     assert asked == [(0, -1), (0, 3), (0, 3)]
     receiver.poll((0, 3))
     futures[3].set_result(update(2, timeline=1))  # the run went back
-    newest = receiver.poll((0, 3))
-    assert newest is not None
-    assert newest.order == (1, 2)
+    assert polled(receiver, (0, 3)).order == (1, 2)
+
+
+class Board:
+    """Tells at once of version 3, which has one bucket."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, int]] = []
+
+    def wait_newer(self, held: tuple[int, int]) -> Future[Any]:
+        self.asked.append(held)
+        answer: Future[Any] = Future()
+        answer.set_result(update(3, [("a", torch.ones(4))]))
+        return answer
 
 
 def test_an_update_whose_publisher_died_is_waited_past() -> None:
-    asked: list[tuple[int, int]] = []
-
-    def wait_newer(held: tuple[int, int]) -> Future[Any]:
-        asked.append(held)
-        answer: Future[Any] = Future()
-        answer.set_result(update(3, [("a", torch.zeros(4))]))
-        return answer
-
-    def get(reference: Any) -> Any:
+    def get(buckets: Sequence[Any]) -> Any:
         raise UpdateLost("its owner died")
 
-    receiver = ObjectStoreReceiver(wait_newer, get)
-    newest = receiver.poll((0, 2))
-    assert newest is not None
+    board = Board()
+    receiver = ObjectStoreReceiver(board.wait_newer, get)
     with pytest.raises(UpdateLost):
-        receiver.tensors(newest)
+        receiver.tensors(polled(receiver, (0, 2)))
     assert receiver.poll((0, 2)) is None
-    assert asked == [(0, 2), (0, 3)]
+    assert board.asked == [(0, 2), (0, 3)]
+
+
+def test_an_update_that_did_not_come_in_time_is_asked_for_again() -> None:
+    num_asked = 0
+
+    def get(buckets: Sequence[Any]) -> Any:
+        nonlocal num_asked
+        num_asked += 1
+        if num_asked == 1:
+            raise UpdateStalled("late")
+        return buckets
+
+    board = Board()
+    receiver = ObjectStoreReceiver(board.wait_newer, get)
+    with pytest.raises(UpdateStalled):
+        receiver.tensors(polled(receiver, (0, 2)))
+    again = polled(receiver, (0, 2))
+    assert again.order == (0, 3)
+    assert [tensor.tolist() for _, tensor in receiver.tensors(again)] == [[1.0] * 4]
+    assert board.asked == [(0, 2), (0, 2)]
+
+
+def test_nothing_is_there_to_load_until_every_bucket_is() -> None:
+    may_come = threading.Event()
+
+    def get(buckets: Sequence[Any]) -> Any:
+        assert may_come.wait(10)
+        return buckets
+
+    receiver = ObjectStoreReceiver(Board().wait_newer, get)
+    for _ in range(20):
+        assert receiver.poll((0, 2)) is None
+        time.sleep(0.001)
+    may_come.set()
+    assert polled(receiver, (0, 2)).version == 3

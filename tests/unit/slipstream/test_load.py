@@ -181,6 +181,18 @@ BROKEN: list[tuple[str, str, str, list[str]]] = [
         "group_size: 4\n  gpus: 2",
         ["job.yaml", "weights.transport", "nccl"],
     ),
+    (
+        "a scripted engine's log-probs",
+        "group_size: 4",
+        "group_size: 4\n  engine: scripted",
+        ["job.yaml", "weights.probe", "no model"],
+    ),
+    (
+        "a scripted engine on GPUs",
+        "group_size: 4",
+        "group_size: 4\n  engine: scripted\n  gpus: 1\nweights: {probe: false}",
+        ["job.yaml:14:3", "rollout.gpus", "set it to 0"],
+    ),
     ("few slots", "group_size: 4", "group_size: 4\n  num_slots: 2", ["job.yaml:13:3", "slots"]),
     (
         "nccl without GPUs",
