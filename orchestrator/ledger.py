@@ -242,7 +242,10 @@ def _fact(row: FactRow) -> str:
             ends = "" if data["ends_lease"] else ", which changes nothing"
             return f"refused under lease {row.lease_id}: {data['reason']}{failures}{ends}"
         case "reissued":
-            return f"to be issued again: {data['cause']}"
+            is_lost = data["cause"] == "worker_lost"
+            return f"to be issued again: {'its worker was lost' if is_lost else data['cause']}"
+        case "killed":
+            return f"its worker's engine died while it ran there, kill {data['num_kills']}"
         case "dropped":
             return f"dropped: {data['reason']}"
         case "taken":
@@ -251,6 +254,8 @@ def _fact(row: FactRow) -> str:
             )
         case "trained":
             return f"trained: version {version} is published"
+        case "discarded":
+            return f"its batch of version {version} gave no finite gradient: not_finite"
         case "outgrown":
             return "too old to train again"
         case kind:

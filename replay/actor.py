@@ -1,7 +1,7 @@
 """The process shell of replay: data, tokenizer, clock and journal around the state machine.
 
-    worker ── lease, put ──▶ ReplayActor ◀── take, trained, snapshot, committed ── learner rank
-                                 │ ▲ open, go_back, stop, stats, eval_prompts ── orchestrator
+    worker ── lease, put ──▶ ReplayActor ◀── take, trained, discard, snapshot, committed ── rank
+                                 │ ▲ open, go_back, lose, pause, stop, stats, eval_prompts ── driver
                                  ▼
                               journal: every call is answered once its facts are down
 
@@ -150,6 +150,23 @@ class ReplayActor:
         self._notify()
         await self._written()
 
+    async def discard(self, version: int, timeline: int, number: int) -> None:
+        await self._settled.wait()
+        self._buffer.discard(version, timeline=timeline, number=number)
+        self._notify()
+        await self._written()
+
+    async def lose(self, worker: str, incarnation: int, *, blame: bool) -> None:
+        await self._settled.wait()
+        self._buffer.lose(worker, incarnation, time.monotonic(), blame=blame)
+        self._notify()
+        await self._written()
+
+    async def pause(self, is_paused: bool) -> None:
+        await self._settled.wait()
+        self._buffer.pause(is_paused)
+        self._notify()
+
     async def stop(self, reason: str) -> None:
         await self._settled.wait()
         self._buffer.stop(reason)
@@ -210,7 +227,9 @@ class ReplayActor:
         if since is not None:
             state["from_seq"] = place["seq"]
         await self._keeper.keep_rollback(state, groups.values())
+        is_paused = self._buffer.is_paused
         self._buffer = self._buffer_of(ReplayState.restore(state, groups.__getitem__))
+        self._buffer.pause(is_paused)
 
     # --- waiting ----------------------------------------------------------------------
 
@@ -239,9 +258,10 @@ class ReplayActor:
 
     async def stats(self) -> dict[str, Any]:
         await self._settled.wait()
-        self._buffer.expire(time.monotonic())
+        now_s = time.monotonic()
+        self._buffer.expire(now_s)
         await self._written()
-        return self._buffer.stats()
+        return {**self._buffer.stats(), "oldest_lease_s": self._buffer.oldest_lease_s(now_s)}
 
     def eval_prompts(self) -> list[Prompt]:
         """The first `eval_num_prompts` items of data.eval, in order, without over-long ones."""
@@ -290,6 +310,9 @@ class ReplayClient:
 
     def trained(self, version: int, timeline: int) -> Future[None]:
         return _future(self._actor.trained.remote(version, timeline))
+
+    def discard(self, version: int, timeline: int, number: int) -> Future[None]:
+        return _future(self._actor.discard.remote(version, timeline, number))
 
     def snapshot(self, timeline: int) -> Future[ReplaySnapshot]:
         return _future(self._actor.snapshot.remote(timeline))

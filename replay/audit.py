@@ -5,7 +5,7 @@
 Written apart from the buffer and its ledger, none of whose code it shares, so that a mistake
 there shows here. A commit's snapshot marks a place in the history; a rollback to it undoes all
 fates, uses and groups since, except that groups named in its state's `buffered` came along. What
-was issued stays issued, and no lease outlives a rollback.
+was issued stays issued, no lease outlives a rollback, and kills stay counted.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from replay.rows import FactRow, Row, SnapshotRow
 
 TRAINED = "trained"
+NOT_FINITE, QUARANTINED = "not_finite", "quarantined"
 BEFORE = "a fate from before the journal"
 
 
@@ -34,6 +35,8 @@ class Breach(StrEnum):
     LEASED_TWICE = "leased_twice"  # an ordinal that is leased or buffered already
     NO_LEASE = "no_lease"  # a group under a lease that was not running
     TWO_GROUPS = "two_groups"  # of one lease
+    LOST_WORKER = "lost_worker"  # something was leased to it, or taken from it, after it was lost
+    KILLS = "kills"  # miscounted, or too few of them for a quarantine
     ROLLBACK = "rollback"  # to a place, or with a group, that cannot be
     SNAPSHOT = "snapshot"  # its state is not what the facts add up to
 
@@ -54,6 +57,7 @@ class Promise:
 
     max_uses: int
     max_staleness: int | None  # None: `clip`, which gives the bound up
+    max_kills: int | None = None  # None: of a journal from before there were quarantines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +175,8 @@ class _Fold:
         self._running: dict[int, int] = {}  # lease id -> ordinal
         self._lease_of: dict[int, int] = {}  # the other way round
         self._ended: set[int] = set()  # lease ids
+        self._lost: dict[str, int] = {}  # worker -> newest incarnation that was lost
+        self._kills: dict[int, int] = {}  # by ordinal
 
     # --- facts ----------------------------------------------------------------------
 
@@ -178,6 +184,11 @@ class _Fold:
         self._is_empty = False
         if row.kind == "trained":
             return self._trained(row)
+        if row.kind == "discarded":
+            return self._discarded(row)
+        if row.kind == "lost":
+            self._lost[row.data["worker"]] = row.data["incarnation"]
+            return None
         if row.kind == "stopped":
             return None  # of no ordinal, and no fate
         ordinal = _int(row.ordinal)
@@ -196,6 +207,8 @@ class _Fold:
                 self._dropped(row, ordinal)
             case "taken":
                 self._taken(row, ordinal)
+            case "killed":
+                self._killed(row, ordinal)
             case "outgrown":
                 pass  # it has trained, and that is all that counts here
             case kind:
@@ -204,6 +217,7 @@ class _Fold:
 
     def _leased(self, row: FactRow, ordinal: int) -> None:
         self._issue(row, ordinal)
+        self._from_lost(row, ordinal)
         lease_id, item = _int(row.lease_id), self._item(ordinal)
         if item.fate is not None:
             self._breach(Breach.TWO_FATES, row, f"leased after its fate, {item.fate}", ordinal)
@@ -218,6 +232,8 @@ class _Fold:
 
     def _accepted(self, row: FactRow, ordinal: int) -> None:
         lease_id, data = _int(row.lease_id), row.data
+        self._from_lost(row, ordinal)
+        self._kills.pop(ordinal, None)
         if lease_id in self._groups:
             text = f"a second group under lease {lease_id}"
             self._breach(Breach.TWO_GROUPS, row, text, ordinal)
@@ -240,6 +256,21 @@ class _Fold:
         if item.fate is None:
             self._change(ordinal, item._replace(lease_id=lease_id))
 
+    def _from_lost(self, row: FactRow, ordinal: int) -> None:
+        worker, incarnation = row.data["worker"], row.data["incarnation"]
+        if incarnation <= self._lost.get(worker, -1):
+            text = f"{row.kind}, but {worker} {incarnation} was lost before"
+            self._breach(Breach.LOST_WORKER, row, text, ordinal)
+
+    def _killed(self, row: FactRow, ordinal: int) -> None:
+        stated, num_kills = row.data["num_kills"], self._kills.get(ordinal, 0) + 1
+        if ordinal not in self._lease_of:
+            self._breach(Breach.NO_LEASE, row, "an engine died of it, which had no lease", ordinal)
+        if stated != num_kills:
+            text = f"kill {stated}, by the facts {num_kills}"
+            self._breach(Breach.KILLS, row, text, ordinal)
+        self._kills[ordinal] = num_kills
+
     def _reissued(self, row: FactRow, ordinal: int) -> None:
         self._found.reissues[row.data["cause"]] += 1
         item = self._item(ordinal)
@@ -252,6 +283,8 @@ class _Fold:
 
     def _dropped(self, row: FactRow, ordinal: int) -> None:
         reason = row.data["reason"]
+        if reason == QUARANTINED:
+            self._quarantined(row, ordinal)
         self._issue(row, ordinal)
         self._end_lease_of(ordinal)
         item = self._item(ordinal)
@@ -260,6 +293,13 @@ class _Fold:
             self._breach(Breach.TWO_FATES, row, text, ordinal)
         else:
             self._change(ordinal, item._replace(fate=reason, lease_id=None))
+
+    def _quarantined(self, row: FactRow, ordinal: int) -> None:
+        most = None if self._promise is None else self._promise.max_kills
+        num_kills = self._kills.get(ordinal, 0)
+        if most is not None and num_kills < most:
+            text = f"dropped as quarantined after {num_kills} kills, not {most}"
+            self._breach(Breach.KILLS, row, text, ordinal)
 
     def _taken(self, row: FactRow, ordinal: int) -> None:
         version, batch = _int(row.version), self._batch
@@ -292,6 +332,25 @@ class _Fold:
         self._batch = None
         self._found.version = max(version, self._found.version)
         self._found.num_steps += 1
+
+    def _discarded(self, row: FactRow) -> None:
+        """What never trained has its fate; what has keeps it."""
+        version, batch = _int(row.version), self._batch
+        if batch is None or batch.version != version:
+            text = f"a batch of version {version} was discarded, which was not under way"
+            self._breach(Breach.STEP_ORDER, row, text)
+            return
+        for ordinal, _ in batch.uses:
+            item = self._item(ordinal)
+            if item.fate not in (None, TRAINED):
+                text = f"dropped as {NOT_FINITE} after its fate, {item.fate}"
+                self._breach(Breach.TWO_FATES, row, text, ordinal)
+            elif item.lease_id is None:
+                text = "dropped with its batch, but no group is there"
+                self._breach(Breach.NEVER_ACCEPTED, row, text, ordinal)
+            elif item.fate is None:
+                self._change(ordinal, item._replace(fate=NOT_FINITE, lease_id=None))
+        self._batch = None
 
     def _used(self, row: FactRow, ordinal: int, *, batch_version: int, stated_lag: int) -> None:
         item = self._item(ordinal)
@@ -331,6 +390,10 @@ class _Fold:
             self._go_back(row)
         elif self._is_empty:
             self._begin(row.state)
+        if row.kind == "rollback" or self._is_empty:
+            # Workers come anew; what engines died of stays known, but for what came along.
+            self._lost.clear()
+            self._kills = dict(row.state.get("kills", []))
         self._is_empty = False
         self._compare(row)
         if row.kind != "rollback":

@@ -10,23 +10,27 @@ Methods whose outcome depends on time take `now_s`; nothing here does I/O.
 *Admission.* With B groups a batch and bound S, a lease is granted only while running and
 accepted-but-untrained groups are fewer than (S + 1) B; the batch under way counts as B.
 Nor more than the steps that are left can use. *Bound.* What may be in a batch, and why
-`on_stale: wait` never drops, is in `choosing`.
+`on_stale: wait` never drops, is in `choosing`. *Quarantine.* Who gets a prompt of which engines
+may have died is in `suspects`.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Collection
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from replay.checks import check_group
 from replay.choosing import all_rewards_equal, choose
 from replay.facts import (
     Accepted,
+    Discarded,
     Dropped,
     Fact,
+    Killed,
     Leased,
+    Lost,
     Outgrown,
     Refused,
     Reissued,
@@ -39,6 +43,7 @@ from replay.ledger import TRAINED, Tries
 from replay.rules import Rules
 from replay.selection import Chosen
 from replay.state import ReplayState
+from replay.suspects import Reservation, is_suspect, suspects_due
 from replay.workers import Workers
 from slipstream.codec import encode
 from slipstream.records import (
@@ -73,7 +78,9 @@ class ReplayBuffer:
         self.state = state or ReplayState()
         self._prompt_at = prompt_at
         self._record = record
+        self.is_paused = False
         self._workers = Workers()
+        self._reservation = Reservation()
         # The running ones as workers know them, by worker and lease id; whole after `expire`.
         self._leases: defaultdict[str, dict[int, Lease]] = defaultdict(dict)
         self._next_expiry_s = -math.inf  # before it none expires
@@ -105,9 +112,10 @@ class ReplayBuffer:
         know of, as an answer got lost, it gets again; those that run no more it is told.
         """
         self.expire(now_s)
-        if not self._workers.register(worker, incarnation, yielded_version=yielded_version):
-            reason = f"{worker} {incarnation} was replaced by a later incarnation"
+        if self._is_gone(worker, incarnation):
+            reason = f"{worker} {incarnation} was replaced or lost"
             return self._reply((), (), Stop(reason=reason, replaced=True))
+        self._workers.register(worker, incarnation, yielded_version=yielded_version)
         running = list(self._leases[worker].values())
         for lease in running:
             if lease.incarnation < incarnation:
@@ -118,8 +126,11 @@ class ReplayBuffer:
             for lease in running
             if lease.incarnation == incarnation and lease.lease_id not in known
         ]
-        num_new = 0 if self._stop else min(num_groups - len(lost), self._room())
-        leases = (*lost, *(self._grant(worker, incarnation, now_s) for _ in range(num_new)))
+        num_new = num_groups - len(lost)
+        holds_none = not held and not self._leases[worker]
+        prompts = self._prompts(worker, num_new, now_s, holds_none=holds_none)
+        new = (self._grant(prompt, worker, incarnation, now_s) for prompt in prompts)
+        leases = (*lost, *new)
         if leases:
             self._workers.works(worker)
         running_now, ended = self.state.running, self.state.ended
@@ -149,7 +160,7 @@ class ReplayBuffer:
         """
         self.expire(now_s)
         which = f"lease {group.lease_id} of {group.worker} {group.incarnation}"
-        if self._workers.was_replaced(group.worker, group.incarnation):
+        if self._is_gone(group.worker, group.incarnation):
             return self._refuse(group, RefusalReason.STALE_INCARNATION, which)
         ended = self.state.ended.get(group.lease_id)
         if ended is not None and ended.by == (group.worker, group.incarnation):
@@ -194,8 +205,54 @@ class ReplayBuffer:
         del self._leases[lease.worker][lease.lease_id]
         self._happened(Reissued(ordinal=lease.prompt.ordinal, cause=cause))
 
+    def lose(self, worker: str, incarnation: int, now_s: float, *, blame: bool) -> None:
+        """This incarnation is gone for good: its prompts are issued again, its calls refused.
+
+        `blame`: its engine died of itself. Any prompt that ran there may be the reason, and one
+        that was there for `max_kills` times is dropped: with 1, all that ran there are. A second
+        call, or one for an incarnation that was replaced, changes nothing.
+        """
+        self.expire(now_s)
+        if self._is_gone(worker, incarnation):
+            return
+        self._happened(Lost(worker=worker, incarnation=incarnation))
+        self._workers.forget(worker)
+        self._reservation.release(worker)
+        for lease in list(self._leases[worker].values()):
+            if lease.incarnation > incarnation:
+                continue  # the worker has not asked since replay was restarted
+            if blame and lease.incarnation == incarnation:
+                ordinal = lease.prompt.ordinal
+                num_kills = self.state.kills.get(ordinal, 0) + 1
+                self._happened(Killed(ordinal=ordinal, num_kills=num_kills))
+            if self._is_quarantined(lease.prompt.ordinal):
+                del self._leases[worker][lease.lease_id]
+                self._quarantine(lease.prompt.ordinal)
+            else:
+                self._reissue(lease, "worker_lost")
+
+    def pause(self, is_paused: bool) -> None:
+        """While paused nothing is leased or taken; what is under way goes on. No fact, and so
+        forgotten when replay's process dies."""
+        self.is_paused = is_paused
+
+    def _is_gone(self, worker: str, incarnation: int) -> bool:
+        was_lost = incarnation <= self.state.lost.get(worker, -1)
+        return was_lost or self._workers.was_replaced(worker, incarnation)
+
+    def _is_quarantined(self, ordinal: int) -> bool:
+        return self.state.kills.get(ordinal, 0) >= self.rules.max_kills
+
+    def _is_suspect(self, ordinal: int) -> bool:
+        return is_suspect(self.state.kills.get(ordinal, 0), self.rules.max_kills)
+
+    def _quarantine(self, ordinal: int) -> None:
+        self._happened(Dropped(ordinal=ordinal, reason=DropReason.QUARANTINED))
+
     def _room(self) -> int:
         """How many more leases fit the staleness budget and are of use to the steps left."""
+        if self.is_paused:
+            return 0
         if self.rules.num_sharing_workers and self.state.batch is not None:
             return 0  # the devices are the learner's
         return max(0, self.rules.budget(self.version) - self._num_outstanding())
@@ -204,8 +261,12 @@ class ReplayBuffer:
         """Why a worker that asks now gets no lease."""
         if self._stop is not None:
             return self._stop.reason
-        if self._room():
-            return None
+        if self.is_paused:
+            return "paused"
+        if room := self._room():
+            num_due = len(self._suspects_due())
+            are_all = num_due == room
+            return f"prompts that must run alone: {num_due} wait" if are_all else None
         if self.rules.num_sharing_workers and self.state.batch is not None:
             return "the shared devices are the learner's"
         left = self.rules.num_steps - self.version
@@ -219,8 +280,38 @@ class ReplayBuffer:
         num_reused = sum(entry.use > 1 for entry in under_way)
         return len(self.state.running) + self.state.shelf.num_unused + num_reused
 
-    def _grant(self, worker: str, incarnation: int, now_s: float) -> Lease:
-        prompt = self._next_prompt()
+    def _suspects_due(self) -> list[int]:
+        state = self.state
+        return suspects_due(state.requeued, state.kills, self.rules.max_kills, self._room())
+
+    def _runs_suspect(self, worker: str) -> bool:
+        ordinals = (lease.prompt.ordinal for lease in self._leases[worker].values())
+        return bool(self.state.kills) and any(map(self._is_suspect, ordinals))
+
+    def _prompts(
+        self, worker: str, num_groups: int, now_s: float, *, holds_none: bool
+    ) -> Iterator[Prompt]:
+        """What the worker gets now, each to be granted before the next is asked for."""
+        if self._stop is not None or num_groups <= 0:
+            self._reservation.release(worker)
+            return
+        for ordinal in [o for o in self.state.requeued if self._is_quarantined(o)]:
+            self._quarantine(ordinal)  # since when the run went back
+        suspects = self._suspects_due()
+        if self._runs_suspect(worker):
+            return
+        if suspects and self._reservation.is_for(worker, now_s, holds_none=holds_none):
+            if holds_none:
+                self._reservation.release(worker)
+                yield self._known_prompt(suspects[0])
+            return
+        for _ in range(num_groups):
+            prompt = self._next_prompt()
+            if prompt is None:
+                return
+            yield prompt
+
+    def _grant(self, prompt: Prompt, worker: str, incarnation: int, now_s: float) -> Lease:
         tries = self.state.ledger.pending.get(prompt.ordinal, Tries())
         leased = Leased(
             ordinal=prompt.ordinal,
@@ -235,24 +326,30 @@ class ReplayBuffer:
         lease = self._leases[worker][leased.lease_id] = self._with_prompt(leased, prompt, now_s)
         return lease
 
-    def _next_prompt(self) -> Prompt:
-        """The lowest to be issued again, or the stream's next; too long ones get their fate."""
-        while True:
-            requeued = self.state.requeued
-            ordinal = min(requeued) if requeued else self.state.ledger.num_issued
+    def _next_prompt(self) -> Prompt | None:
+        """The lowest to be issued again, or the stream's next, while there is room beside that of
+        suspects; too long ones get their fate."""
+        while self._room() > len(self._suspects_due()):
+            requeued = (o for o in self.state.requeued if not self._is_suspect(o))
+            ordinal = min(requeued, default=self.state.ledger.num_issued)
             prompt = self._prompt_at(ordinal)
             if prompt is not None:
                 return prompt
             self._happened(Dropped(ordinal=ordinal, reason=DropReason.PROMPT_TOO_LONG))
+        return None
 
     def _lease(self, leased: Leased, now_s: float) -> Lease:
         """As its worker knows it. One that ran before replay was restarted gets its time anew."""
         known = self._leases[leased.worker]
         if leased.lease_id not in known:
-            prompt = self._prompt_at(leased.ordinal)
-            assert prompt is not None, "a leased prompt is not too long"
+            prompt = self._known_prompt(leased.ordinal)
             known[leased.lease_id] = self._with_prompt(leased, prompt, now_s)
         return known[leased.lease_id]
+
+    def _known_prompt(self, ordinal: int) -> Prompt:
+        prompt = self._prompt_at(ordinal)
+        assert prompt is not None, "a leased prompt is not too long"
+        return prompt
 
     def _with_prompt(self, leased: Leased, prompt: Prompt, now_s: float) -> Lease:
         return Lease(
@@ -306,6 +403,9 @@ class ReplayBuffer:
             return batch
         if self._stop is not None:
             return self._stop
+        if self.is_paused:
+            self._waiting_for = "the job is paused"
+            return Wait(reason=self._waiting_for)
         chosen = self._choose()
         if not isinstance(chosen, Wait) and self.rules.num_sharing_workers:
             num_workers = self.rules.num_sharing_workers
@@ -332,6 +432,21 @@ class ReplayBuffer:
         self._happened(Trained(version=version))
         for ordinal in self._stale(used=True):
             self._happened(Outgrown(ordinal=ordinal))
+
+    def discard(self, version: int, *, timeline: int = 0, number: int) -> None:
+        """Batch `number`, of `version`, has changed no weight, and none of it trains again.
+
+        A second call for the same batch changes nothing. The version stays, and the next `take`
+        is answered with another batch; one that comes before this call gets the same once more,
+        so all ranks must have this answer before any asks again.
+        """
+        self.check_learner(timeline)
+        batch = self.state.batch
+        if number < self.state.num_taken - (batch is not None):
+            return
+        if batch is None or (batch.number, batch.version) != (number, version):
+            raise ValueError(f"discard of batch {number} of version {version}, which is not there")
+        self._happened(Discarded(version=version, number=number))
 
     def stop(self, reason: str) -> None:
         """No more leases, and no batch after one that is fixed. The first reason stays."""
@@ -401,20 +516,29 @@ class ReplayBuffer:
             groups={ordinal: encode(entry.group) for ordinal, entry in entries},
         )
 
+    def oldest_lease_s(self, now_s: float) -> float | None:
+        """The age of the lease that runs longest, since replay's own start at most."""
+        leases = (lease for known in self._leases.values() for lease in known.values())
+        first_s = min((lease.expires_at_s for lease in leases), default=None)
+        return None if first_s is None else now_s - (first_s - self.rules.lease_timeout_s)
+
     def stats(self) -> dict[str, Any]:
         """Counts for people and metrics; JSON-able."""
-        ledger = self.state.ledger
+        state, ledger = self.state, self.state.ledger
         return {
             "version": self.version,
-            "timeline": self.state.timeline,
+            "timeline": state.timeline,
             "num_issued": ledger.num_issued,
-            "num_running": len(self.state.running),
-            "num_buffered": len(self.state.shelf.entries),
-            "num_requeued": len(self.state.requeued),
+            "num_running": len(state.running),
+            "num_buffered": len(state.shelf.entries),
+            "num_requeued": len(state.requeued),
+            "num_suspects": sum(o in ledger.pending and self._is_suspect(o) for o in state.kills),
+            "running_by_worker": dict(Counter(leased.worker for leased in state.running.values())),
             "num_trained": ledger.counts[TRAINED],
             "frontier": ledger.frontier,
             "drops": ledger.drops(),
             "waiting_for": self._waiting_for,
             "held_back": self._held_back(),
-            **self.state.tally.snapshot(),
+            "paused": self.is_paused,
+            **state.tally.snapshot(),
         }

@@ -91,6 +91,15 @@ class Trained:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Discarded:
+    """The batch of `version` gave no finite gradient, and changed no weight. Its groups leave the
+    buffer: those that never trained are dropped as not finite. The version stays."""
+
+    version: int
+    number: int  # of the batch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outgrown:
     """A group that has trained at least once is too old to train again."""
 
@@ -104,4 +113,33 @@ class Stopped:
     reason: str
 
 
-Fact = Leased | Accepted | Refused | Reissued | Dropped | Taken | Trained | Outgrown | Stopped
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lost:
+    """A worker is gone for good, in this incarnation and any before it."""
+
+    worker: str
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Killed:
+    """An engine died while it had this prompt under a lease, and may have died of it."""
+
+    ordinal: int
+    num_kills: int  # this one among them, since a group of the prompt was last accepted
+
+
+Fact = (
+    Leased
+    | Accepted
+    | Refused
+    | Reissued
+    | Dropped
+    | Taken
+    | Trained
+    | Discarded
+    | Outgrown
+    | Stopped
+    | Lost
+    | Killed
+)

@@ -113,19 +113,19 @@ class JournalReader:
             yield from merge(*tables, key=lambda row: row.seq)
 
     def story(self, ordinal: int) -> list[Row]:
-        """The rows of one ordinal, the steps that trained it, and every rollback."""
-        trained = (
-            "WHERE kind = 'trained' AND version IN "
-            "(SELECT version + 1 FROM facts WHERE ordinal = ? AND kind = 'taken') ORDER BY seq"
+        """The rows of one ordinal, what became of its batches, and every rollback."""
+        ended = (
+            "WHERE kind IN ('trained', 'discarded') AND version - (kind = 'trained') IN "
+            "(SELECT version FROM facts WHERE ordinal = ? AND kind = 'taken') ORDER BY seq"
         )
         with self._sound(), self._one_moment():
             own = list(self._facts("WHERE ordinal = ? ORDER BY seq", (ordinal,)))
-            steps = list(self._facts(trained, (ordinal,)))
+            ends = list(self._facts(ended, (ordinal,)))
             rollbacks = list(self._snapshots("WHERE kind = 'rollback' ORDER BY seq"))
-        its_steps: list[Row] = [
-            step for row in own if row.kind == "taken" for step in _step_of(row, steps, rollbacks)
+        its_ends: list[Row] = [
+            end for row in own if row.kind == "taken" for end in _end_of(row, ends, rollbacks)
         ]
-        parts: list[list[Row]] = [[*own], its_steps, [*rollbacks]]
+        parts: list[list[Row]] = [[*own], its_ends, [*rollbacks]]
         return list(merge(*parts, key=lambda row: row.seq))
 
     def latest(self) -> Latest | None:
@@ -385,14 +385,13 @@ class Journal(JournalReader):
         return int(self._db.execute(f"SELECT ifnull(max(seq), 0) FROM ({tables})").fetchone()[0])
 
 
-def _step_of(
-    taken: FactRow, steps: Sequence[FactRow], rollbacks: Sequence[SnapshotRow]
+def _end_of(
+    taken: FactRow, ends: Sequence[FactRow], rollbacks: Sequence[SnapshotRow]
 ) -> list[FactRow]:
-    """The step in which what was taken has trained, if the run came so far before it went back."""
-    assert taken.version is not None
+    """Where the batch of what was taken has trained or was discarded, if the run came so far
+    before it went back: the next end of any batch of `ends`."""
     stop = min((row.seq for row in rollbacks if row.seq > taken.seq), default=math.inf)
-    version = taken.version + 1
-    return [row for row in steps if row.version == version and taken.seq < row.seq < stop][:1]
+    return [row for row in ends if taken.seq < row.seq < stop][:1]
 
 
 def _fact_row(values: tuple[Any, ...]) -> FactRow:

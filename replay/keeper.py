@@ -34,7 +34,11 @@ class Keeper:
     def __init__(self, path: Path, *, job: str, durability: Durability, rules: Rules) -> None:
         bound = None if rules.on_stale == "clip" else rules.max_staleness
         # What the audit holds the history to, from here on.
-        self._promise = {"max_uses": rules.max_uses, "max_staleness": bound}
+        self._promise = {
+            "max_uses": rules.max_uses,
+            "max_staleness": bound,
+            "max_kills": rules.max_kills,
+        }
         self._journal: Journal | None = None
         if durability != "off":
             self._journal = Journal(path, job=job, durability=durability)

@@ -4,7 +4,7 @@ A commit holds replay at a step boundary, version v. All that happened since is 
 its fate is pending again, what was issued stays issued. Groups that came since can train after
 all, if every token of theirs is from version v or before (those weights are the same as ever)
 and the staleness bound still allows them. All others are issued again, in the order of their
-ordinals and with the seeds that they had at v.
+ordinals and with the seeds that they had at v. What engines have died of stays known.
 
 What the bound promises holds on: the groups that come along were outstanding before version
 v + 1, so admission had counted them. And of the pending prompts, those come first that admission
@@ -63,11 +63,15 @@ def go_back(
         if group.ordinal not in groups:
             tally.generated(group)
     tally.reissues["went_back"] += len(set(pending) - set(kept))
+    kills = {**dict(state.get("kills", [])), **now.kills}
     state.pop("journal", None)
     state |= {
         "timeline": timeline,
         "next_lease_id": max(state["next_lease_id"], now.next_lease_id),
+        "num_taken": max(state.get("num_taken", 0), now.num_taken),
         "tally": tally.snapshot(),
+        "lost": {},  # who asks next may be of another launch, which counts its workers anew
+        "kills": [[ordinal, num] for ordinal, num in kills.items() if ordinal not in kept],
         "running": [],
         "ended": [],
         "stop": None,

@@ -13,9 +13,12 @@ from typing import Any, Literal
 
 from replay.facts import (
     Accepted,
+    Discarded,
     Dropped,
     Fact,
+    Killed,
     Leased,
+    Lost,
     Outgrown,
     Refused,
     Reissued,
@@ -38,7 +41,7 @@ class FactRow:
     kind: str  # the fact's class, in lower case
     ordinal: int | None = None
     lease_id: int | None = None
-    version: int | None = None  # leased: min_version; taken, trained: version; accepted: oldest
+    version: int | None = None  # leased: min_version; accepted: oldest; of batches: version
     data: Mapping[str, Any]
 
 
@@ -148,10 +151,16 @@ def _fact(kind: str, rows: list[FactRow], group_of: Callable[[int], Group]) -> F
             return Taken(version=_known(row.version), uses=uses)
         case "trained":
             return Trained(version=_known(row.version))
+        case "discarded":
+            return Discarded(version=_known(row.version), **data)
         case "outgrown":
             return Outgrown(ordinal=_known(row.ordinal))
         case "stopped":
             return Stopped(**data)
+        case "lost":
+            return Lost(**data)
+        case "killed":
+            return Killed(ordinal=_known(row.ordinal), **data)
         case _:
             raise ValueError(f"row {row.seq} is of an unknown kind, {kind!r}")
 

@@ -24,6 +24,7 @@ class Rules:
     max_uses: int = 1
     dynamic_sampling: bool = False
     max_attempts: int = 3  # failed ones of one prompt, before it is dropped
+    max_kills: int = 3  # engines that died with a prompt before it is quarantined
     lease_timeout_s: float = 600.0
     num_sharing_workers: int = 0  # workers on the learner's devices, in turns; 0: none
     seed: int = 0
@@ -49,6 +50,7 @@ class Rules:
             max_uses=replay.max_uses,
             dynamic_sampling=replay.dynamic_sampling,
             max_attempts=replay.max_attempts,
+            max_kills=replay.max_kills,
             lease_timeout_s=replay.lease_timeout_s,
             num_sharing_workers=job.rollout.num_workers if job.rollout.colocate else 0,
             seed=job.seed,

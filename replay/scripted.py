@@ -68,6 +68,9 @@ class LocalReplay:
     def trained(self, version: int, timeline: int = 0) -> Future[None]:
         return _done(lambda: self.buffer.trained(version, timeline=timeline))
 
+    def discard(self, version: int, timeline: int, number: int) -> Future[None]:
+        return _done(lambda: self.buffer.discard(version, timeline=timeline, number=number))
+
     def snapshot(self, timeline: int) -> Future[ReplaySnapshot]:
         return _done(self.buffer.snapshot)
 

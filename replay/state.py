@@ -1,7 +1,7 @@
 """What the facts so far add up to: the buffer's state, without its decisions. Pure.
 
     Leased ─▶ running ── Accepted ─▶ shelf ── Taken ─▶ batch ── Trained ─▶ ledger
-                 │ Refused             │ stale
+                 │ Refused, Lost       │ stale            └─ Discarded ─▶ ledger
     requeued ◀───┴───── Reissued ──────┘                (Dropped, at any time) ─▶ ledger
        └─▶ Leased                                       (Outgrown: used, and too old for more)
 
@@ -16,9 +16,12 @@ from typing import Any, Self
 
 from replay.facts import (
     Accepted,
+    Discarded,
     Dropped,
     Fact,
+    Killed,
     Leased,
+    Lost,
     Outgrown,
     Refused,
     Reissued,
@@ -30,7 +33,7 @@ from replay.facts import (
 from replay.ledger import Ledger
 from replay.shelf import Shelf
 from replay.tally import Tally
-from slipstream.records import Batch, BatchGroup, Group, RefusalReason, Stop
+from slipstream.records import Batch, BatchGroup, DropReason, Group, RefusalReason, Stop
 
 # Ended leases whose outcome is remembered, for a put that is repeated as its answer got lost.
 NUM_REMEMBERED = 2_000
@@ -58,9 +61,14 @@ class ReplayState:
         self.running: dict[int, Leased] = {}  # by lease id
         self.shelf = Shelf()
         self.batch: Batch | None = None  # fixed for `version`
+        self.num_taken = 0  # batches, over all timelines
         self._leaving: list[int] = []  # ordinals that train for the last time in it
         self.stop: Stop | None = None  # asked for
         self.ended: dict[int, Ended] = {}  # by lease id, in the order of their end
+        self.lost: dict[str, int] = {}  # worker -> its newest incarnation that is gone for good
+        # Ordinal -> engines that died with it since a group of it was last accepted. One that was
+        # dropped for it stays known: going back makes it pending again.
+        self.kills: dict[int, int] = {}
 
     def apply(self, fact: Fact) -> None:
         match fact:
@@ -70,6 +78,7 @@ class ReplayState:
                 self.tally.generated(fact.group)
                 self.shelf.add(fact.group)
                 self._end(fact.lease_id, None)
+                self.kills.pop(fact.group.ordinal, None)
             case Refused():
                 self.tally.refused(fact.reason, fact.failures)
                 if fact.ends_lease:
@@ -83,16 +92,25 @@ class ReplayState:
                 self._issue(fact.ordinal)
                 self._set_free(fact.ordinal)
                 self.ledger.dropped(fact.ordinal, fact.reason)
+                if fact.reason is not DropReason.QUARANTINED:
+                    self.kills.pop(fact.ordinal, None)
             case Taken():
                 groups = tuple(self._batch_group(use) for use in fact.uses)
-                self.batch = Batch(version=fact.version, groups=groups)
+                self.batch = Batch(version=fact.version, number=self.num_taken, groups=groups)
+                self.num_taken += 1
                 self._leaving = [use.ordinal for use in fact.uses if use.is_last]
             case Trained():
                 self._trained(fact.version)
+            case Discarded():
+                self._discarded()
             case Outgrown():
                 self.shelf.remove(fact.ordinal)
             case Stopped():
                 self.stop = Stop(reason=fact.reason)
+            case Lost():
+                self.lost[fact.worker] = fact.incarnation
+            case Killed():
+                self.kills[fact.ordinal] = fact.num_kills
 
     def _leased(self, fact: Leased) -> None:
         self._issue(fact.ordinal)
@@ -134,6 +152,14 @@ class ReplayState:
         self.batch = None
         self.version = version
 
+    def _discarded(self) -> None:
+        assert self.batch is not None, "nothing was taken"
+        for entry in self.batch.groups:
+            self.shelf.remove(entry.group.ordinal)
+            if entry.use == 1:
+                self.ledger.dropped(entry.group.ordinal, DropReason.NOT_FINITE)
+        self.batch = None
+
     # --- snapshots ------------------------------------------------------------------
 
     def snapshot(self) -> dict[str, Any]:
@@ -143,12 +169,16 @@ class ReplayState:
             "version": self.version,
             "timeline": self.timeline,
             "next_lease_id": self.next_lease_id,
+            "num_taken": self.num_taken,
             "ledger": self.ledger.snapshot(),
             "tally": self.tally.snapshot(),
             "stop": None if self.stop is None else self.stop.reason,
             "running": [asdict(leased) for leased in self.running.values()],
             # [lease id, worker, incarnation, reason of the refusal or None]
             "ended": [[lease, *ended.by, ended.refused] for lease, ended in self.ended.items()],
+            "lost": self.lost.copy(),
+            # [ordinal, kills]
+            "kills": [list(entry) for entry in self.kills.items()],
             # [ordinal, lease id, uses]
             "buffered": [
                 [ordinal, entry.group.lease_id, entry.uses]
@@ -163,6 +193,9 @@ class ReplayState:
         state.version = snapshot["version"]
         state.timeline = snapshot["timeline"]
         state.next_lease_id = snapshot["next_lease_id"]
+        state.num_taken = snapshot.get("num_taken", 0)  # older commits know of none of the three
+        state.lost = dict(snapshot.get("lost", {}))
+        state.kills = dict(snapshot.get("kills", []))
         state.ledger = Ledger.restore(snapshot["ledger"])
         state.tally = Tally.restore(snapshot["tally"])
         state.running = {lease["lease_id"]: Leased(**lease) for lease in snapshot["running"]}

@@ -22,17 +22,17 @@ class Workers:
     def __init__(self) -> None:
         self._workers: dict[str, _Worker] = {}
 
-    def register(self, worker: str, incarnation: int, *, yielded_version: int | None) -> bool:
-        """Note what it says of itself; False for a worker that was replaced."""
-        known = self._workers.get(worker)
-        if known is not None and incarnation < known.incarnation:
-            return False
+    def register(self, worker: str, incarnation: int, *, yielded_version: int | None) -> None:
+        """Note what it says of itself."""
         self._workers[worker] = _Worker(incarnation, yielded_version)
-        return True
 
     def was_replaced(self, worker: str, incarnation: int) -> bool:
         known = self._workers.get(worker)
         return known is not None and incarnation < known.incarnation
+
+    def forget(self, worker: str) -> None:
+        """It is gone."""
+        self._workers.pop(worker, None)
 
     def works(self, worker: str) -> None:
         """It has got prompts: its devices are not the learner's any more."""

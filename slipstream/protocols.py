@@ -53,9 +53,10 @@ class ReplayForLearners(Protocol):
     def trained(self, version: int, timeline: int) -> Future[None]:
         """The step is done and `version` is published: the batch has changed the weights."""
 
-    def discard(self, version: int, timeline: int) -> Future[None]:
-        """The batch of `version` gave no finite gradient: no weight changed, and none of it trains
-        again. The version stays, and the next `take` of it is another batch."""
+    def discard(self, version: int, timeline: int, number: int) -> Future[None]:
+        """Batch `number`, of `version`, gave no finite gradient: no weight changed, and none of it
+        trains again. The version stays, and the next `take` of it is another batch: no rank may
+        ask for it before this is answered. Repeated, it changes nothing."""
 
     def snapshot(self, timeline: int) -> Future[ReplaySnapshot]:
         """Replay at this step boundary, for a commit."""

@@ -188,6 +188,7 @@ class Batch:
     """The groups of one learner step, by ascending ordinal."""
 
     version: int  # the learner's version at the take; the step makes version + 1
+    number: int = 0  # how many batches the run had before it, discarded ones and lost ones too
     groups: tuple[BatchGroup, ...]
 
     @property

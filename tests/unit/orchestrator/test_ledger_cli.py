@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from orchestrator.cli import app
-from replay.facts import Dropped, Reissued, Taken, Trained, Use
+from replay.facts import Accepted, Discarded, Dropped, Killed, Lost, Reissued, Taken, Trained, Use
 from replay.journal import FILE_NAME, Journal
 from slipstream.records import DropReason
-from tests.helpers.groups import accepted, leased
+from tests.helpers.groups import accepted, leased, make_group
 
 RULES = {"promise": {"max_uses": 1, "max_staleness": 1}}
 
@@ -135,6 +136,34 @@ def test_the_story_of_a_prompt(run: Path) -> None:
     ]
     told = json.loads(ledger(run, "--ordinal", 1, "--json").output)
     assert [line["undone_by"] for line in told["story"]] == [1, 1, 1, 1, None, None, None]
+
+
+def test_lost_workers_quarantines_and_discarded_batches_are_told(run: Path) -> None:
+    with Journal(run / FILE_NAME, job="trial", durability="flush") as journal:
+        journal.append([Lost(worker="w0", incarnation=0), Killed(ordinal=3, num_kills=1)])
+        journal.append([Reissued(ordinal=3, cause="worker_lost")])
+        again = replace(leased(3, 3, version=2, attempt=1), worker="w1")
+        journal.append([again, Lost(worker="w1", incarnation=0), Killed(ordinal=3, num_kills=2)])
+        journal.append([Dropped(ordinal=3, reason=DropReason.QUARANTINED)])
+        later = replace(leased(4, 4, version=2), worker="w2")
+        group = replace(make_group(4, 4, versions=(2,)), worker="w2")
+        journal.append([later, Accepted(lease_id=4, group=group)])
+        use = Use(ordinal=4, lag=0, use=1)
+        journal.append([Taken(version=2, uses=(use,)), Discarded(version=2, number=3)])
+    story = ledger(run, "--ordinal", 3).output
+    assert re.sub(r"(?m)^\S+ \S+  ", "", story).splitlines()[1:] == [
+        "its worker's engine died while it ran there, kill 1",
+        "to be issued again: its worker was lost",
+        "leased to w1 (incarnation 0) as lease 3, attempt 1, version 2",
+        "its worker's engine died while it ran there, kill 2",
+        "dropped: quarantined",
+    ]
+    story = ledger(run, "--ordinal", 4).output
+    assert "its batch of version 2 gave no finite gradient: not_finite" in story
+    result = ledger(run)
+    assert result.exit_code == 0, result.output
+    assert "prompt_too_long: 1, quarantined: 1, not_finite: 1" in result.output
+    assert "worker_lost: 1" in result.output
 
 
 def test_a_story_is_told_as_it_is_while_the_job_writes(run: Path) -> None:

@@ -56,9 +56,13 @@ class Play:
             incarnation,
             num_groups,
             self.now_s,
-            held=list(self.buffer.state.running) if held is None else held,
+            held=self.running(worker) if held is None else held,
             yielded_version=self.buffer.version if yielded else None,
         )
+
+    def running(self, worker: str) -> list[int]:
+        running = self.buffer.state.running.values()
+        return [leased.lease_id for leased in running if leased.worker == worker]
 
     def lease(self, num_groups: int, worker: str = "w0") -> dict[int, Lease]:
         """By ordinal."""

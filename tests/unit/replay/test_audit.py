@@ -11,8 +11,11 @@ import pytest
 from replay.audit import Audit, Breach, Promise, Rollback, audit
 from replay.facts import (
     Accepted,
+    Discarded,
     Dropped,
     Fact,
+    Killed,
+    Lost,
     Outgrown,
     Refused,
     Reissued,
@@ -187,6 +190,69 @@ def test_reuse_within_the_rules_is_sound() -> None:
     assert not found.findings
     assert (found.fates, found.num_uses, found.num_duplicates) == ({"trained": 1}, 2, 0)
     assert found.trained.num_rollouts == 2, "lengths count a group once"
+
+
+def test_a_discarded_batch_is_sound_and_so_is_the_next_of_its_version() -> None:
+    """Ordinal 0 has trained before, and keeps its fate; 1 has not."""
+    history = History().add(
+        *trained_once(0, 0, 0),
+        leased(1, 1, version=1),
+        leased(2, 2, version=1),
+        accepted(1, 1, 1),
+        accepted(2, 2, 1),
+        Taken(version=1, uses=(Use(ordinal=0, lag=1, use=2), Use(ordinal=1, lag=0, use=1))),
+        Discarded(version=1, number=1),
+        taken(1, 2),
+        Trained(version=2),
+    )
+    fates = {"trained": 2, "not_finite": 1}
+    history.snapshot("commit", state(2, 3, counts=fates))
+    found = history.audit(Promise(max_uses=2, max_staleness=1))
+    assert not found.findings
+    assert (found.fates, found.num_uses, found.num_steps) == (fates, 2, 2)
+
+
+def killed(ordinal: int, num_kills: int) -> list[Fact]:
+    """Its worker is lost, and another incarnation will get it."""
+    return [
+        Lost(worker="w0", incarnation=num_kills - 1),
+        Killed(ordinal=ordinal, num_kills=num_kills),
+    ]
+
+
+def leased_to(incarnation: int, lease_id: int, ordinal: int) -> Fact:
+    return replace(leased(lease_id, ordinal, attempt=lease_id), incarnation=incarnation)
+
+
+def quarantined(ordinal: int) -> list[Fact]:
+    """After two kills."""
+    return [
+        leased_to(0, 0, ordinal),
+        *killed(ordinal, 1),
+        Reissued(ordinal=ordinal, cause="worker_lost"),
+        leased_to(1, 1, ordinal),
+        *killed(ordinal, 2),
+        Dropped(ordinal=ordinal, reason=DropReason.QUARANTINED),
+    ]
+
+
+def test_a_quarantine_after_its_kills_is_sound() -> None:
+    found = History().add(*quarantined(0)).audit(replace(ONCE, max_kills=2))
+    assert not found.findings
+    assert (found.fates, found.reissues) == ({"quarantined": 1}, {"worker_lost": 1})
+
+
+def test_kills_outlive_a_return_to_a_commit_and_lost_workers_do_not() -> None:
+    history = History()
+    history.snapshot("begin", state())
+    commit = history.snapshot("commit", state())
+    history.add(*quarantined(0))
+    kills = [[0, 2]]
+    history.snapshot("rollback", state(num_issued=1, pending=[0], kills=kills, from_seq=commit))
+    history.add(Dropped(ordinal=0, reason=DropReason.QUARANTINED), leased_to(0, 2, 1))
+    found = history.audit(replace(ONCE, max_kills=2))
+    assert not found.findings
+    assert found.fates == {"quarantined": 1}
 
 
 def went_back() -> tuple[History, int]:
@@ -545,3 +611,48 @@ def test_every_stretch_is_judged_by_its_own_rules() -> None:
     history.add(leased(2, 2, version=1), accepted(2, 2, 1))
     history.add(Taken(version=2, uses=(Use(ordinal=2, lag=1, use=1),)), Trained(version=3))
     assert breaches(history.audit()) == [(Breach.LAG, 2)]
+
+
+# --- lost workers, quarantines, discarded batches -------------------------------------
+
+
+def test_something_from_a_worker_after_it_was_lost() -> None:
+    history = History().add(leased(0, 0), Lost(worker="w0", incarnation=0))
+    history.add(Accepted(lease_id=0, group=make_group(0, 0)), leased(1, 1), leased_to(1, 2, 2))
+    expected = [(Breach.LOST_WORKER, 0), (Breach.LOST_WORKER, 1)]
+    assert breaches(history.audit()) == expected
+
+
+def test_kills_that_are_miscounted_or_of_no_lease() -> None:
+    history = History().add(leased(0, 0), Killed(ordinal=0, num_kills=2))
+    history.add(Reissued(ordinal=0, cause="worker_lost"), Killed(ordinal=0, num_kills=2))
+    assert breaches(history.audit()) == [(Breach.KILLS, 0), (Breach.NO_LEASE, 0)]
+
+
+def test_a_quarantine_without_its_kills() -> None:
+    drop = Dropped(ordinal=0, reason=DropReason.QUARANTINED)
+    found = History().add(*quarantined(0)[:-1], drop).audit(replace(ONCE, max_kills=3))
+    assert breaches(found) == [(Breach.KILLS, 0)]
+    history = History().add(leased(0, 0), Killed(ordinal=0, num_kills=1), accepted(0, 0))
+    history.add(Reissued(ordinal=0, cause="stale"), drop)
+    found = history.audit(replace(ONCE, max_kills=1))
+    assert breaches(found) == [(Breach.KILLS, 0)], "an accepted group clears it"
+
+
+def test_a_batch_that_trained_after_it_was_discarded() -> None:
+    history = History().add(leased(0, 0), accepted(0, 0), taken(0, 0))
+    history.add(Discarded(version=0, number=0), Trained(version=1))
+    assert breaches(history.audit()) == [(Breach.STEP_ORDER, None)]
+    again = History().add(leased(0, 0), accepted(0, 0), taken(0, 0))
+    again.add(Discarded(version=0, number=0), taken(0, 0), Trained(version=1))
+    assert breaches(again.audit()) == [(Breach.TWO_FATES, 0)]
+
+
+def test_discarded_without_a_batch_or_a_group_or_after_a_fate() -> None:
+    discarded = Discarded(version=0, number=0)
+    assert breaches(History().add(discarded).audit()) == [(Breach.STEP_ORDER, None)]
+    gone = History().add(leased(0, 0), taken(0, 0), discarded)
+    assert breaches(gone.audit()) == [(Breach.NEVER_ACCEPTED, 0)]
+    dropped = History().add(leased(0, 0), accepted(0, 0), taken(0, 0))
+    dropped.add(Dropped(ordinal=0, reason=DropReason.STALE), discarded)
+    assert breaches(dropped.audit()) == [(Breach.TWO_FATES, 0)]

@@ -150,7 +150,7 @@ def test_a_replaced_worker_is_told_to_leave(play: Play) -> None:
     game.ask(1, incarnation=2)
     reply = game.ask(1, incarnation=1)
     assert reply.leases == ()
-    assert reply.stop == Stop(reason="w0 1 was replaced by a later incarnation", replaced=True)
+    assert reply.stop == Stop(reason="w0 1 was replaced or lost", replaced=True)
 
 
 def test_other_workers_keep_their_leases(play: Play) -> None:

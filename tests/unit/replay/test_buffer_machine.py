@@ -2,7 +2,7 @@
 
 The machine keeps a simple model of its own: live leases, one fate for every ordinal, uses. It
 judges every batch from the outside. Facts are kept as a journal would; at any moment replay may
-die and come back from them, and the run may go back to its last commit.
+die and come back from them, the run may go back to its last commit, and a worker may be lost.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from replay.buffer import ReplayBuffer
-from replay.facts import Accepted, Dropped, Fact, Trained
+from replay.facts import Accepted, Discarded, Dropped, Fact, Killed, Trained
 from replay.rules import Rules
 from replay.scripted import scripted_group, scripted_prompt
 from replay.state import ReplayState
@@ -26,6 +26,7 @@ from slipstream.codec import decode
 from slipstream.config.job import PriorityConfig
 from slipstream.records import (
     Batch,
+    DropReason,
     Group,
     Lease,
     Prompt,
@@ -43,7 +44,7 @@ Commit = tuple[ReplaySnapshot, int, Counter[int], dict[int, str]]
 WORKERS = ("w0", "w1")
 
 
-def rules_of_any_job(seed: int) -> Rules:
+def rules_of_any_job(seed: int, num_workers: int) -> Rules:
     """Drawn evenly, where a strategy would favour the simplest job."""
     chance = random.Random(seed)
     return Rules(
@@ -62,8 +63,9 @@ def rules_of_any_job(seed: int) -> Rules:
         max_uses=chance.choice([1, 2, 3]),
         dynamic_sampling=chance.random() < 0.3,
         max_attempts=chance.choice([1, 2]),
+        max_kills=chance.choice([1, 2, 2, 3]),
         lease_timeout_s=TIMEOUT_S,
-        num_sharing_workers=chance.choice([0, 0, 0, 2]),
+        num_sharing_workers=chance.choice([0, 0, 0, num_workers]),
     )
 
 
@@ -83,6 +85,9 @@ def described(state: ReplayState) -> dict[str, Any]:
         "version": state.version,
         "timeline": state.timeline,
         "next_lease_id": state.next_lease_id,
+        "num_taken": state.num_taken,
+        "lost": state.lost,
+        "kills": state.kills,
         "ledger": state.ledger.snapshot(),
         "tally": state.tally.snapshot(),
         "running": state.running,
@@ -93,29 +98,33 @@ def described(state: ReplayState) -> dict[str, Any]:
 
 
 class BufferMachine(RuleBasedStateMachine):
-    @initialize(seed=st.integers(0, 2**32))
-    def start(self, seed: int) -> None:
-        self.job = rules_of_any_job(seed)
+    @initialize(seed=st.integers(0, 2**32), num_workers=st.sampled_from([1, 2]))
+    def start(self, seed: int, num_workers: int) -> None:
+        self.job = rules_of_any_job(seed, num_workers)
+        self.workers = WORKERS[:num_workers]
         note(str(self.job))
         self.facts: list[Fact] = []  # since `self.base`
         self.all_facts: list[Fact] = []
         self.buffer = ReplayBuffer(self.job, prompt_at, self._record)
         self.base: ReplaySnapshot = self.buffer.snapshot()
         self.commit: Commit = (self.base, 0, Counter(), {})
+        self.commit_kills: set[int] = set()
         self.fates: dict[int, str] = {}  # final ones, by ordinal
         self.put_before: list[tuple[Group, PutReply]] = []
         self.now_s = 0.0
         self.granted: list[Lease] = []  # all there ever were
         self.live: dict[int, Lease] = {}
         self.incarnations = dict.fromkeys(WORKERS, 0)
+        self.kills: Counter[int] = Counter()  # by ordinal, since a group of it was accepted
+        self.paused = False
         self.batch: Batch | None = None
         self.uses: Counter[int] = Counter()  # by ordinal
 
     # --- events ---------------------------------------------------------------------
 
-    @rule(worker=st.sampled_from(WORKERS), num_groups=st.integers(0, 4))
-    def lease(self, worker: str, num_groups: int) -> None:
-        self._lease(worker, num_groups)
+    @rule(index=st.integers(0, 1), num_groups=st.integers(0, 4))
+    def lease(self, index: int, num_groups: int) -> None:
+        self._lease(self.workers[index % len(self.workers)], num_groups)
 
     @rule(data=st.data(), rewards=st.sampled_from([(0, 1), (0, 1), (0, 2), (1, 1)]))
     def put(self, data: st.DataObject, rewards: tuple[float, float]) -> None:
@@ -145,17 +154,38 @@ class BufferMachine(RuleBasedStateMachine):
         self.buffer.expire(self.now_s)
         self.live = {i: le for i, le in self.live.items() if le.expires_at_s > self.now_s}
 
-    @rule(worker=st.sampled_from(WORKERS))
-    def replace_worker(self, worker: str) -> None:
+    @rule(index=st.integers(0, 1))
+    def replace_worker(self, index: int) -> None:
+        worker = self.workers[index % len(self.workers)]
         self.incarnations[worker] += 1
         self.live = {i: lease for i, lease in self.live.items() if lease.worker != worker}
         self._lease(worker, 0)
+
+    @rule(index=st.integers(0, 1), blame=st.booleans())
+    def lose_worker(self, index: int, blame: bool) -> None:
+        self._lose(self.workers[index % len(self.workers)], blame=blame)
+
+    @rule(seed=st.integers(0, 2**32))
+    def engines_die_at_work(self, seed: int) -> None:
+        chance = random.Random(seed)
+        for _ in range(6):
+            worker = chance.choice(self.workers)
+            self._lease(worker, chance.randint(1, 3))
+            if chance.random() < 0.4:
+                self._lose(worker, blame=True)
+            for lease_id in chance.sample(held := self._held(worker), len(held) // 2):
+                self._put(scripted_group(self.live[lease_id], rewards=(0, 1)))
+
+    @rule(is_paused=st.booleans())
+    def pause(self, is_paused: bool) -> None:
+        self.buffer.pause(is_paused)
+        self.paused = is_paused
 
     @rule(seed=st.integers(0, 2**32))
     def work_and_train(self, seed: int) -> None:
         """New leases, some prompts finish in any order, the learner takes what it can."""
         chance = random.Random(seed)
-        for worker in WORKERS:
+        for worker in self.workers:
             self._lease(worker, chance.randint(0, 3))
         live = list(self.live.values())
         for lease in chance.sample(live, min(len(live), chance.randint(0, 5))):
@@ -172,6 +202,21 @@ class BufferMachine(RuleBasedStateMachine):
     @rule()
     def train(self) -> None:
         self._train()
+
+    @precondition(lambda self: self.batch is not None)
+    @rule()
+    def discard(self) -> None:
+        """As often as the call is repeated, and that of the batch before it too."""
+        assert self.batch is not None
+        version, number, timeline = *_of(self.batch), self.buffer.state.timeline
+        if number > 0:
+            self.buffer.discard(version, timeline=timeline, number=number - 1)
+            assert self.buffer.state.batch is self.batch
+        for _ in range(2):
+            self.buffer.discard(version, timeline=timeline, number=number)
+        assert self.buffer.version == version
+        assert self.buffer.state.batch is None
+        self.batch = None
 
     @precondition(lambda self: bool(self.put_before))
     @rule(data=st.data())
@@ -196,10 +241,11 @@ class BufferMachine(RuleBasedStateMachine):
         assert described(state) == described(self.buffer.state)
         self.buffer = ReplayBuffer(self.job, prompt_at, self._record, state)
         self.batch = state.batch
+        self.paused = False
         for lease_id, lease in self.live.items():
             self.live[lease_id] = replace(lease, expires_at_s=self.now_s + TIMEOUT_S)
         self.buffer.expire(self.now_s)
-        for worker in WORKERS:
+        for worker in self.workers:
             self._lease(worker, 0)
 
     @precondition(lambda self: self.batch is None)
@@ -208,6 +254,7 @@ class BufferMachine(RuleBasedStateMachine):
         self.base = self.buffer.snapshot()
         self.facts.clear()
         self.commit = (self.base, len(self.all_facts), self.uses.copy(), dict(self.fates))
+        self.commit_kills = set(self.kills)
 
     @rule()
     def go_back_to_the_last_commit(self) -> None:
@@ -224,21 +271,26 @@ class BufferMachine(RuleBasedStateMachine):
         self.buffer = ReplayBuffer(self.job, prompt_at, self._record, restored)
         self.base = self.buffer.snapshot()
         self.facts.clear()
-        self.live, self.batch = {}, None
+        self.live, self.batch, self.paused = {}, None, False
+        assert set(restored.kills) <= set(self.commit_kills) | set(self.kills)
+        self.kills = Counter(restored.kills)
         self.put_before.clear()
 
     @rule()
     def all_work_is_done_then_the_learner_gets_a_batch(self) -> None:
-        for _ in range(20):
-            granted = [lease for worker in WORKERS for lease in self._lease(worker, 100)]
-            for lease in list(self.live.values()):
+        self.pause(False)
+        for _ in range(40):  # prompts that must run alone come one by one
+            for worker in self.workers:
+                self._lease(worker, 100)
+            work = list(self.live.values())
+            for lease in work:
                 self._put(scripted_group(lease, rewards=(0, 1), version=lease.min_version))
-            for worker in WORKERS:
-                granted += self._lease(worker, 0, yielded=True)
+            for worker in self.workers:
+                self._lease(worker, 0, yielded=True)
             reply = self._take()
             if not isinstance(reply, Wait):
                 break
-            assert granted or self.job.on_stale == "requeue", f"stuck: {reply.reason}"
+            assert work or self.job.on_stale == "requeue", f"stuck: {reply.reason}"
         else:
             raise AssertionError("no batch though all work was done")
         if isinstance(reply, Batch):
@@ -266,6 +318,19 @@ class BufferMachine(RuleBasedStateMachine):
         assert outstanding <= (self.job.max_staleness + 1) * self.job.groups_per_batch
 
     @invariant()
+    def who_may_have_killed_runs_alone(self) -> None:
+        assert self.buffer.state.kills == +self.kills
+        assert not self.kills.keys() & self.buffer.state.shelf.entries.keys()
+        num_suspects = 0
+        for ordinal, num_kills in self.kills.items():
+            if num_kills < max(1, self.job.max_kills - 1):
+                continue
+            num_suspects += ordinal in self.buffer.state.ledger.pending
+            for worker in {le.worker for le in self.live.values() if le.prompt.ordinal == ordinal}:
+                assert len(self._held(worker)) == 1
+        assert self.buffer.stats()["num_suspects"] == num_suspects
+
+    @invariant()
     def wait_never_finds_a_group_too_old(self) -> None:
         stats = self.buffer.stats()
         if self.job.on_stale in ("wait", "clip") or self.job.whole_batches:
@@ -285,6 +350,21 @@ class BufferMachine(RuleBasedStateMachine):
             case Dropped():
                 assert fact.ordinal not in self.fates, "two fates"
                 self.fates[fact.ordinal] = fact.reason.value
+                if fact.reason is DropReason.QUARANTINED:
+                    assert self.kills[fact.ordinal] >= self.job.max_kills
+                else:
+                    self.kills.pop(fact.ordinal, None)
+            case Accepted():
+                self.kills.pop(fact.group.ordinal, None)
+            case Killed():
+                self.kills[fact.ordinal] += 1
+                assert fact.num_kills == self.kills[fact.ordinal]
+            case Discarded():
+                assert self.batch is not None
+                assert (fact.version, fact.number) == _of(self.batch)
+                for entry in self.batch.groups:
+                    fate = "not_finite" if entry.use == 1 else "trained"
+                    assert self.fates.setdefault(entry.group.ordinal, fate) == fate, "two fates"
             case Trained():
                 assert self.batch is not None
                 self.uses.update(entry.group.ordinal for entry in self.batch.groups)
@@ -293,23 +373,48 @@ class BufferMachine(RuleBasedStateMachine):
                     assert self.uses[ordinal] <= self.job.max_uses
                     assert self.fates.setdefault(ordinal, "trained") == "trained", "two fates"
 
+    def _held(self, worker: str) -> list[int]:
+        return [lease_id for lease_id, lease in self.live.items() if lease.worker == worker]
+
     def _lease(self, worker: str, num_groups: int, *, yielded: bool = False) -> list[Lease]:
         reply = self.buffer.lease(
             worker,
             self.incarnations[worker],
             num_groups,
             self.now_s,
-            held=list(self.live),
+            held=self._held(worker),
             yielded_version=self.buffer.version if yielded else None,
         )
-        assert len(reply.leases) <= num_groups
+        assert len(reply.leases) <= (0 if self.paused else num_groups)
         ordinals = [lease.prompt.ordinal for lease in reply.leases]
         assert ordinals == sorted(ordinals)
         for lease in reply.leases:
             assert lease.min_version == self.buffer.version
+            # Whole batches rest on it: what comes first was leased before, or finds room.
+            num_before = sum(o < lease.prompt.ordinal for o in self.buffer.state.ledger.pending)
+            assert num_before < self.job.budget(self.buffer.version)
             self.live[lease.lease_id] = lease
         self.granted += reply.leases
         return list(reply.leases)
+
+    def _lose(self, worker: str, *, blame: bool) -> None:
+        """Twice. All that ran there waits again or has died too often."""
+        incarnation, kills = self.incarnations[worker], self.kills.copy()
+        ordinals = [self.live.pop(lease_id).prompt.ordinal for lease_id in self._held(worker)]
+        kills.update(ordinals if blame else ())
+        num_facts = len(self.all_facts)
+        self.buffer.lose(worker, incarnation, self.now_s, blame=blame)
+        assert +self.kills == +kills
+        over = {ordinal for ordinal in ordinals if kills[ordinal] >= self.job.max_kills}
+        assert over == {o for o in ordinals if self.fates.get(o) == "quarantined"}
+        assert set(ordinals) - over <= self.buffer.state.requeued
+        if num_facts < len(self.all_facts):
+            num_facts = len(self.all_facts)
+            self.buffer.lose(worker, incarnation, self.now_s, blame=True)
+            assert len(self.all_facts) == num_facts, "a second call changes nothing"
+        reply = self.buffer.lease(worker, incarnation, 1, self.now_s)
+        assert (reply.leases, reply.stop is None) == ((), False)
+        self.incarnations[worker] += 1
 
     def _put(self, group: Group) -> None:
         lease = self.live.get(group.lease_id)
@@ -328,6 +433,7 @@ class BufferMachine(RuleBasedStateMachine):
         if self.batch is not None:
             assert reply is self.batch
         if isinstance(reply, Batch) and self.batch is None:
+            assert not self.paused
             self._judge(reply)
             self.batch = reply
         if isinstance(reply, Stop):
@@ -358,6 +464,10 @@ class BufferMachine(RuleBasedStateMachine):
         self.buffer.trained(self.batch.version + 1, timeline=timeline)
         self.buffer.trained(self.batch.version + 1, timeline=timeline)
         self.batch = None
+
+
+def _of(batch: Batch) -> tuple[int, int]:
+    return batch.version, batch.number
 
 
 BufferMachine.TestCase.settings = settings(

@@ -19,8 +19,11 @@ import pytest
 
 from replay.facts import (
     Accepted,
+    Discarded,
     Dropped,
     Fact,
+    Killed,
+    Lost,
     Outgrown,
     Refused,
     Reissued,
@@ -61,7 +64,11 @@ ALL_KINDS: list[Fact] = [
     Taken(version=4, uses=(Use(ordinal=5, lag=1, use=1), Use(ordinal=7, lag=0, use=2))),
     Trained(version=5),
     Taken(version=5, uses=(Use(ordinal=5, lag=2, use=2),)),
+    Discarded(version=5, number=1),
+    Taken(version=5, uses=(Use(ordinal=7, lag=1, use=3),)),
     Outgrown(ordinal=7),
+    Lost(worker="w0", incarnation=2),
+    Killed(ordinal=5, num_kills=1),
 ]
 
 
@@ -100,13 +107,13 @@ def test_facts_come_back_after_the_newest_snapshot(path: Path, durability: str) 
         empty(journal)
         journal.append([leased(0, 0)])
         seq = journal.snapshot("commit", version=4, timeline=1, state={"version": 4})
-        assert journal.append(ALL_KINDS) == seq + 10, "a row for each use"
+        assert journal.append(ALL_KINDS) == seq + 14, "a row for each use"
     with opened(path) as journal:
         latest = journal.latest()
         assert latest is not None
         assert (latest.seq, latest.state) == (seq, {"version": 4})
         assert plain(latest.facts) == plain(ALL_KINDS)
-        assert journal.append([Trained(version=6)]) == seq + 11, "seqs go on"
+        assert journal.append([Trained(version=6)]) == seq + 15, "seqs go on"
 
 
 def test_two_batches_one_after_the_other_stay_two(path: Path) -> None:
@@ -181,6 +188,16 @@ def test_a_story_has_one_ordinal_its_steps_and_the_rollbacks(path: Path) -> None
         kinds = [row.kind for row in journal.story(1)]
         assert kinds == ["leased", "accepted", "rollback", "taken", "trained"]
         assert [row.kind for row in journal.story(9)] == ["rollback"]
+
+
+def test_a_story_tells_a_discarded_batch_from_the_next_of_its_version(path: Path) -> None:
+    batches = [Taken(version=0, uses=(Use(ordinal=o, lag=0, use=1),)) for o in (0, 1)]
+    with opened(path) as journal:
+        empty(journal)
+        journal.append([batches[0], Discarded(version=0, number=0)])
+        journal.append([batches[1], Trained(version=1)])
+        assert [row.kind for row in journal.story(0)] == ["taken", "discarded"]
+        assert [row.kind for row in journal.story(1)] == ["taken", "trained"]
 
 
 def test_a_reader_sees_whole_transactions_while_the_job_writes(path: Path) -> None:
