@@ -63,14 +63,22 @@ class Contents:
         return files
 
     def restore(self, directory: Path) -> None:
-        """Go on from a commit's `learner/`; every rank calls it."""
+        """Go on from a commit's `learner/`; every rank calls it.
+
+        The commit may be of another number of ranks or ZeRO stage. A rank that it has no random
+        state of begins with one drawn from the job's seed and the rank.
+        """
         self.step.state.resume(self.job.algorithm, self.engine.load(directory))
         if self.critic is not None:
             self.critic.load(directory / CRITIC)
         if self.reference is not None and self.job.algorithm.reference_moves:
             saved = torch.load(directory / REFERENCE, map_location="cpu")
             self.reference.load_state_dict(saved)
-        set_random_state(load(directory / _random(self.engine.rank)), self.engine.device)
+        random_file = directory / _random(self.engine.rank)
+        if random_file.exists():
+            set_random_state(load(random_file), self.engine.device)
+        else:
+            seed_random_state(self.job.seed, self.engine.rank)
 
     def _save_model(self, weights: Mapping[str, torch.Tensor], target: Path) -> None:
         """Hugging Face format: safetensors, config and tokenizer."""
@@ -108,6 +116,14 @@ def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["torch"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def seed_random_state(seed: int, rank: int) -> None:
+    """Another state for every rank, the same in every launch."""
+    drawn = int(np.random.SeedSequence([seed, rank]).generate_state(1)[0])
+    random.seed(drawn)
+    np.random.seed(drawn)
+    torch.manual_seed(drawn)  # of every device
 
 
 def _random(rank: int) -> str:

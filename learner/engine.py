@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from learner import resize
 from learner.policy import Critic, Policy, recompute_activations
 from slipstream.config.job import JobConfig, LearnerConfig
 
@@ -140,13 +141,16 @@ class LearnerEngine:
 
         Every rank calls it.
         """
-        if self._config.zero_stage == 3:
-            self._optimizer.empty_partition_cache()  # or the next forward uses what it has fetched
         for master, before in zip(self._masters(), snapshot, strict=True):
             master.lerp_(before, share)
+        self._fill_model()
+
+    def _fill_model(self) -> None:
+        """Give the model the weights of `_masters`; every rank calls it."""
         if self._config.zero_stage in (1, 2):
             self._optimizer.update_lp_params()
         elif self._config.zero_stage == 3:
+            self._optimizer.empty_partition_cache()  # or the next forward uses what it has fetched
             for group in range(len(self._masters())):
                 self._optimizer._reassign_or_swap_out_partitioned_parameters(group)
 
@@ -187,10 +191,50 @@ class LearnerEngine:
         return taken.states
 
     def load(self, directory: Path) -> dict[str, Any]:
-        """Restore what `copy_state` gave, with the same number of ranks and ZeRO stage; returns
-        what lay beside it."""
-        _, client_state = self._engine.load_checkpoint(str(directory), tag=_TAG)
-        return dict(client_state[_BESIDE])
+        """Restore what `copy_state` gave; returns what lay beside it. Every rank of a fresh engine
+        calls it.
+
+        Another number of ranks or ZeRO stage than that of the files is no matter: every rank then
+        takes its part of what all of them had.
+        """
+        shared = resize.read_shared(directory / _TAG)
+        if resize.layout_of(shared) == (self.num_ranks, self._config.zero_stage):
+            self._engine.load_checkpoint(str(directory), tag=_TAG)
+        else:
+            names = [name for name, _ in self.model.named_parameters()]
+            self._take_over(resize.read_parts(directory / _TAG, shared, names))
+        return dict(shared[_BESIDE])
+
+    @torch.no_grad()
+    def _take_over(self, parts: list[resize.Part]) -> None:
+        masters = self._masters()
+        mine = resize.Part(places=self._places(), masters=masters, adam=[{} for _ in masters])
+        resize.fill(mine, parts)
+        # ZeRO's optimizers have torch's inside.
+        adam = getattr(self._optimizer, "optimizer", self._optimizer)
+        for master, state in zip(masters, mine.adam, strict=True):
+            if state:
+                adam.state[master] = state
+        self._fill_model()
+
+    def _places(self) -> list[resize.Place]:
+        """What of each parameter this rank has in `_masters`."""
+        if self._config.zero_stage == 3:
+            shapes = self._engine._get_zero_param_shapes()
+            return resize.zero_3_places(shapes, self.rank, self.num_ranks)
+        places = []
+        for number, (name, parameter) in enumerate(self.model.named_parameters()):
+            start, numel, buffer, offset = 0, parameter.numel(), number, 0
+            if self._config.zero_stage > 0:
+                here = parameter._hp_mapping
+                if here is None:  # on other ranks
+                    continue
+                start, numel = here.lp_fragment_address.start, here.lp_fragment_address.numel
+                buffer, offset = here.param_group_index, here.hp_fragment_address.start
+            places.append(
+                resize.Place(name=name, start=start, numel=numel, buffer=buffer, offset=offset)
+            )
+        return places
 
     def close(self) -> None:
         self._engine.destroy()

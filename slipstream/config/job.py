@@ -279,8 +279,6 @@ class JobConfig(Section):
     def layout(self) -> dict[str, Any]:
         """What a commit's files depend on, by key; a run goes on with the same."""
         return {
-            "learner.num_ranks": self.learner.num_ranks,
-            "learner.zero_stage": self.learner.zero_stage,
             "algorithm.advantage": WITH_CRITIC if self.algorithm.has_critic else WITHOUT_CRITIC,
             "algorithm.critic.shared": self.algorithm.has_value_head,
             "algorithm.kl": MOVING if self.algorithm.reference_moves else FROZEN,

@@ -132,13 +132,13 @@ def test_resume_and_overwrite_exclude_each_other(tmp_path: Path) -> None:
 def test_a_resume_under_another_job_is_refused_with_every_difference(tmp_path: Path) -> None:
     path, runs = job_file(tmp_path), f"checkpoint.dir={tmp_path}/runs"
     commit = commit_of(path, tmp_path / "runs" / "test" / "checkpoints", 1)
-    changes = ["learner.zero_stage=2", "learner.learning_rate=1"]
+    changes = ["data.shuffle=false", "learner.num_ranks=2", "learner.learning_rate=1"]
     job_file(tmp_path, rollout="{group_size: 8}")
     done = slipstream("launch", str(path), runs, *changes, "--resume")
     assert done.returncode == 2
     lines = done.stderr.splitlines()
     assert len(lines) == 2, done.stderr
-    assert lines[0].startswith("command line: learner.zero_stage=2: learner.zero_stage: is 2, but")
+    assert lines[0].startswith("command line: data.shuffle=false: data.shuffle: is ")
     assert lines[1].startswith(f"{path}:6:11: rollout.group_size: is 8, but the commit was made")
     assert all("set it back, or launch under another name" in line for line in lines)
     assert str(commit) in lines[1]
