@@ -23,7 +23,14 @@ from orchestrator.plan import Plan
 from replay.actor import ReplayActor, ReplayClient
 from rollout_worker.actor import RolloutWorkerActor
 from slipstream.config.job import JobConfig
-from slipstream.errors import JobFileError, LearnerFailed, Problem, RoleFailed, SlipstreamError
+from slipstream.errors import (
+    JobFileError,
+    LearnerFailed,
+    Problem,
+    Restartable,
+    RoleFailed,
+    SlipstreamError,
+)
 from slipstream.records import Prompt
 
 CALL_TIMEOUT_S = 60.0
@@ -117,9 +124,10 @@ class Fleet:
                 raise RoleFailed(f"{role.name} ended before the job did")
 
     def _may_start_again(self, error: RayError) -> bool:
-        """Not where the rank itself said what is wrong, nor with `nccl`: the engines' end of the
-        weights' group cannot be formed anew."""
-        said = isinstance(_cause(error), SlipstreamError)
+        """Not where the rank itself said what is wrong for good, nor with `nccl`: the engines' end
+        of the weights' group cannot be formed anew."""
+        cause = _cause(error)
+        said = isinstance(cause, SlipstreamError) and not isinstance(cause, Restartable)
         return not said and self.job.weights.transport != "nccl"
 
     def drain(self) -> list[Mapping[str, Any]]:
