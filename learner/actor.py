@@ -20,10 +20,9 @@ from slipstream.config.job import JobConfig
 from slipstream.errors import DeadlineExceeded
 from slipstream.protocols import ReplayForLearners
 from slipstream.records import WeightUpdate
-from slipstream.telemetry import EventLog
+from slipstream.telemetry import Beat, EventLog
 
 LONG_POLL_S = 5.0
-ANNOUNCE_TIMEOUT_S = 60.0
 
 
 class WeightBoard:
@@ -98,10 +97,13 @@ class LearnerRank:
         from learner.build import build_loop
 
         def announce(update: WeightUpdate) -> None:
+            timeout_s = self._job.health.call_timeout_s
             try:
-                ray.get(board.announce.remote(update), timeout=ANNOUNCE_TIMEOUT_S)
+                ray.get(board.announce.remote(update), timeout=timeout_s)
             except ray.exceptions.GetTimeoutError:
-                raise DeadlineExceeded("the weight board did not take an update") from None
+                raise DeadlineExceeded(
+                    f"the weight board did not take version {update.version} within {timeout_s} s"
+                ) from None
 
         def call_workers(call: str, payloads: Sequence[Any]) -> None:
             calls = [
@@ -130,10 +132,15 @@ class LearnerRank:
 
     def run(self) -> int:
         """Train to the end of the job; returns the last version."""
-        return int(self._loop.run())
+        from learner.ranks import collectives
 
-    def drain(self) -> Sequence[Mapping[str, Any]]:
-        return self._events.drain()
+        with collectives(self._job.learner.step_timeout_s):
+            return int(self._loop.run())
+
+    def drain(self) -> tuple[Beat | None, Sequence[Mapping[str, Any]]]:
+        """What the rank does now, None before its start is done, and its events since the last."""
+        beat = None if self._loop is None else self._loop.beat()
+        return beat, self._events.drain()
 
     def __repr__(self) -> str:
         return f"learner-{self._rank} v{self._loop.version if self._loop else '-'}"

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from learner import checkpoint
 from learner.commit_writer import CommitWriter
@@ -17,6 +15,7 @@ from learner.engine import LearnerEngine
 from learner.loop import LearnerLoop
 from learner.nccl import CallWorkers, NcclPublisher
 from learner.policy import Policy, load_critic, load_policy
+from learner.ranks import join, limit_collectives
 from learner.step import LearnerStep
 from learner.weights import ObjectStorePublisher, Prober
 from slipstream.config.job import JobConfig
@@ -44,7 +43,7 @@ def build_loop(
     `commit_dir`: of the verified commit to go on from, the same on every rank.
     """
     torch.manual_seed(job.seed)
-    device = _join(job)
+    device = join(job)
     policy = load_policy(job.model, has_value_head=job.algorithm.has_value_head)
     engine = LearnerEngine(policy, job, device)
     critic, reference = _critic(job, _vocabulary(engine), device), _reference(job, device)
@@ -54,6 +53,7 @@ def build_loop(
     if commit_dir is not None:
         version = checkpoint.read_manifest(commit_dir)["version"]
         contents.restore(commit_dir / LEARNER)
+    limit_collectives(job.learner.step_timeout_s)
     return LearnerLoop(
         job,
         rank=engine.rank,
@@ -67,14 +67,6 @@ def build_loop(
         commits=_commits(job, contents, checkpoints, timeline, replay, events),
         events=events,
     )
-
-
-def _join(job: JobConfig) -> torch.device:
-    """Meet the other ranks; returns this rank's device."""
-    on_gpu = job.learner.gpus_per_rank > 0
-    timeout = timedelta(seconds=job.learner.start_timeout_s)
-    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timeout)
-    return torch.device("cuda", 0) if on_gpu else torch.device("cpu")
 
 
 def _reference(job: JobConfig, device: torch.device) -> Policy | None:

@@ -130,7 +130,7 @@ class CommitWriter:
             self._timeline,
             num_ranks=self._job.learner.num_ranks,
             # Less than the ranks' collectives wait, in which the others meet the next commit.
-            timeout_s=self._job.learner.start_timeout_s / 2,
+            timeout_s=self._job.learner.step_timeout_s / 2,
             contents={
                 "job": self._job.model_dump(mode="json"),
                 "job_hash": job_hash(self._job),

@@ -89,23 +89,49 @@ class LearnerEngine:
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss * self.num_ranks)
 
+    def gradient_square(self) -> Tensor:
+        """The sum of squares of this rank's part of the gradient, after the last `backward`. It is
+        not finite where an element is not."""
+        return self._norm() ** 2
+
+    def drop(self) -> None:
+        """In the place of `step`: forget the gradients. Weights, moments and their counts stay.
+
+        Every rank calls it.
+        """
+        if self._config.zero_stage == 0:
+            self._engine.zero_grad()
+            return
+        # DeepSpeed clears what it holds, in many places, as it leaves out an update of such a norm.
+        for gradient in self._gradients():
+            gradient.fill_(math.nan)
+        self._engine.step()
+
     def step(self, learning_rate: float) -> float:
         """Clip and apply the gradients; returns the global norm before clipping, NaN where it
-        is not finite (the weights are spoilt then)."""
+        is not finite (the update may be made in part then)."""
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         # Without ZeRO DeepSpeed keeps no norm; the gradients are whole on every rank then.
-        whole = self._whole_norm() if self._config.zero_stage == 0 else None
+        whole = float(self._norm()) if self._config.zero_stage == 0 else None
         self._engine.step()
         if whole is not None:
             return whole
         norm = float(self._engine.get_global_grad_norm())
-        # ZeRO reports a norm that is not finite as -1.
-        return norm if norm >= 0 else math.nan
+        # ZeRO reports a norm that is not finite as -1 or infinite.
+        return norm if 0 <= norm < math.inf else math.nan
 
-    def _whole_norm(self) -> float:
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        return float(torch.nn.utils.get_total_norm(gradients))
+    def _norm(self) -> Tensor:
+        return torch.nn.utils.get_total_norm(self._gradients())
+
+    def _gradients(self) -> list[Tensor]:
+        """What DeepSpeed's optimizer steps with, summed over ranks: whole, or this rank's part."""
+        if self._config.zero_stage == 0:
+            return [p.grad for p in self.model.parameters() if p.grad is not None]
+        if hasattr(self._optimizer, "fp32_groups_gradients_flat"):  # ZeRO 1 with bfloat16
+            return list(self._optimizer.fp32_groups_gradients_flat)
+        groups = self._optimizer.averaged_gradients.values()
+        return [gradient for group in groups for gradient in group if gradient is not None]
 
     def all_sum(self, values: Tensor) -> Tensor:
         """The sum over ranks, on every rank."""

@@ -3,6 +3,7 @@
     consumes   replay.take(version): the same batch on every rank
     waits for  replay, while a batch is not complete
     makes      version + 1: published to the board, then reported to replay, then committed
+               or nothing, where no gradient of the batch is finite: replay discards it
 
 The order is the promise: replay hears of a version only once every worker could fetch it,
 and a commit's replay snapshot is of the same step boundary as its weights.
@@ -17,14 +18,16 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import TypeVar
 
+import numpy as np
+
 from learner.commit_writer import CommitWriter
 from learner.step import LearnerStep
 from learner.weights import Prober
 from slipstream.config.job import JobConfig
-from slipstream.errors import DeadlineExceeded
+from slipstream.errors import DeadlineExceeded, NotFinite
 from slipstream.protocols import ReplayForLearners, WeightPublisher
 from slipstream.records import Batch, Stop, Wait
-from slipstream.telemetry import Busy, EventLog
+from slipstream.telemetry import Beat, Busy, EventLog
 
 T = TypeVar("T")
 
@@ -60,17 +63,22 @@ class LearnerLoop:
         self._events = events
         self._busy = Busy()
         self._committed_version = version
+        self._num_bad_steps = 0  # in a row
         self._publish_s: Mapping[str, float] = {}
 
     def run(self) -> int:
         """Train until replay says stop; returns the last version."""
         try:
-            self._publish()
+            with self._busy.phase("publish"):
+                self._publish()
             if self._timeline == 0:  # a new run: from its first step on there is a way back
                 self._commit()
             while not isinstance(batch := self._next_batch(), Stop):
-                self._train(batch)
-                self._report(batch)
+                if self._train(batch):
+                    self._make_version()
+                    self._report(batch)
+                else:
+                    self._discard(batch)
             if self.version > self._committed_version:
                 self._commit()
         finally:
@@ -78,18 +86,55 @@ class LearnerLoop:
         self._commits.wait()
         return self.version
 
+    def beat(self) -> Beat:
+        """What this rank does now; any thread may ask."""
+        phase, phase_s = self._busy.now()
+        return Beat(
+            incarnation=self._timeline,
+            timeline=self._timeline,
+            version=self.version,
+            phase=phase,
+            phase_s=phase_s,
+        )
+
     def _next_batch(self) -> Batch | Stop:
         """Replay holds the call until there is a batch, or answers Wait after a while."""
         with self._busy.phase("wait"):
             while isinstance(
                 reply := self._answer(self._replay.take(self.version, self._timeline), "take"), Wait
             ):
-                pass
+                self._publisher.remind()  # workers may be what the batch waits for
         return reply
 
-    def _train(self, batch: Batch) -> None:
+    def _train(self, batch: Batch) -> bool:
+        """Whether the step counts: not where each of its updates was skipped."""
         with self._busy.phase("train"):
             self._metrics = self._step.run(batch)
+        return not (self._metrics["updates_skipped"] and not self._metrics["num_updates"])
+
+    def _discard(self, batch: Batch) -> None:
+        """No weight has changed, and this batch would change none a second time either."""
+        with self._busy.phase("publish"):
+            if self._rank == 0:
+                self._answer(self._replay.discard(self.version, self._timeline), "discard")
+            # No other rank may get the same batch again.
+            self._barrier()
+        self._num_bad_steps += 1
+        loss, num_updates = self._metrics["loss"], self._metrics["updates_skipped"]
+        detail = f"loss {loss:g}, and no finite gradient in {num_updates:g} updates"
+        if self._rank == 0:
+            self._events.emit(
+                "skipped", version=self.version, num_groups=len(batch.groups), detail=detail
+            )
+        if self._num_bad_steps > self._job.learner.max_bad_steps:
+            raise NotFinite(
+                f"{self._num_bad_steps} batches in a row gave version {self.version} no finite "
+                f"gradient (the last one: {detail}); look at learner.learning_rate, the rewards "
+                "and the log-probs of the answers"
+            )
+
+    def _make_version(self) -> None:
+        self._num_bad_steps = 0
         self.version += 1
         with self._busy.phase("publish"):
             self._publish()
@@ -98,21 +143,26 @@ class LearnerLoop:
             # No other rank may ask for the next batch before replay knows of the version.
             self._barrier()
         if self._commits.due(self.version):
-            with self._busy.phase("commit"):
-                self._commit()
+            self._commit()
 
     def _publish(self) -> None:
         probe = self._prober.measure() if self._prober is not None else None
+        if probe is not None and not np.isfinite(probe.logprobs).all():
+            raise NotFinite(
+                f"log-probs of version {self.version} are not finite, so that it is not published; "
+                "lower learner.learning_rate?"
+            )
         self._publish_s = self._publisher.publish(self._timeline, self.version, probe)
 
     def _commit(self) -> None:
         """The files are written while training goes on."""
-        snapshot = None
-        if self._rank == 0:
-            snapshot = self._answer(self._replay.snapshot(self._timeline), "snapshot")
-            assert snapshot.state["version"] == self.version, "another step boundary"
-        self._commits.start(self.version, snapshot)
-        self._committed_version = self.version
+        with self._busy.phase("commit"):
+            snapshot = None
+            if self._rank == 0:
+                snapshot = self._answer(self._replay.snapshot(self._timeline), "snapshot")
+                assert snapshot.state["version"] == self.version, "another step boundary"
+            self._commits.start(self.version, snapshot)
+            self._committed_version = self.version
 
     def _answer(self, future: Future[T], call: str) -> T:
         timeout_s = self._job.replay.call_timeout_s

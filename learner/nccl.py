@@ -61,6 +61,8 @@ class NcclPublisher:
         self._transfer.send_weights()
         return {"wire_s": time.perf_counter() - start_s}
 
+    def remind(self) -> None: ...  # no board: every worker has it once `publish` returns
+
     def _form_group(self) -> Any:
         from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo

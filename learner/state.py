@@ -59,7 +59,10 @@ class AlgorithmState:
         entropy: float,
     ) -> None:
         """After a step on rollouts of these scores. `kl_old` is what the step's last update found
-        before it changed anything; all three are means per token, of all ranks."""
+        before it changed anything; all three are means per token, of all ranks. Figures that are
+        not finite change nothing."""
+        if not all(map(math.isfinite, (float(scores_B.sum()), kl_old, entropy, kl_reference or 0))):
+            return
         advantage, loss = config.advantage, config.loss
         if advantage.kind == "reinforce":
             average = MovingAverage(advantage.decay, self.average_score)

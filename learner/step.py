@@ -5,7 +5,8 @@
     advantages
     per epoch, per minibatch:
         per microbatch: forward, loss over the global denominator, backward
-        one optimizer step
+        the ranks agree whether every loss and gradient is finite
+        one optimizer step of the policy and its critic, or none
 
 Three policies, never mixed up: mu sampled the tokens, pi_old is the learner when the step
 begins, pi is what is being changed.
@@ -30,14 +31,11 @@ from learner.policy import Outputs, Policy, Rows, sharing_width
 from learner.state import AlgorithmState
 from learner.tensors import samples_of
 from slipstream.config.job import JobConfig
-from slipstream.errors import SlipstreamError
+from slipstream.errors import NotFinite
 from slipstream.records import Batch
 
 Forward = Callable[[Rows, Tensor, Tensor, float, Tensor], Outputs]
-
-
-class NotFinite(SlipstreamError):
-    """The gradient of a step is not finite; its weights must not be published."""
+LossOf = Callable[[Microbatch], LossAndMetrics]
 
 
 class LearnerStep:
@@ -61,7 +59,11 @@ class LearnerStep:
         self._width = min(sharing_width(model) for model in models)
 
     def run(self, batch: Batch) -> dict[str, float]:
-        """Train on `batch`; returns metrics that are the same on every rank."""
+        """Train on `batch`; returns metrics that are the same on every rank.
+
+        An update whose loss or gradient is not finite is not made (`updates_skipped`). With
+        `num_updates` of 0 nothing has changed.
+        """
         algorithm, engine = self._algorithm, self._engine
         samples = samples_of(batch)
         scores = scores_of(self._job, samples)
@@ -73,13 +75,18 @@ class LearnerStep:
             num_ranks=engine.num_ranks,
             device=engine.device,
         )
-        if not parts:
-            return {"num_updates": 0, "loss": 0.0}  # every answer was cut by length, and filtered
+        if not parts:  # every answer was cut by length, and filtered
+            return {"num_updates": 0, "updates_skipped": 0, "loss": 0.0}
         entries = [entry for part in parts for entry in part.microbatches]
         self._compute_ahead(entries)
         scores_B = assign_advantages(algorithm, self.state, scores, entries, engine.all_sum)
         rate, critic_rate = self._rates(batch)
-        updates = list(self._updates(parts, rate, critic_rate))
+        tried = list(self._updates(parts, rate, critic_rate))
+        updates = [totals for totals in tried if "grad_norm" in totals]
+        num_skipped = len(tried) - len(updates)
+        if not updates:
+            loss = tried[-1]["loss"]
+            return {"num_updates": 0, "updates_skipped": num_skipped, "loss": loss}
         last, summary = updates[-1], _summary(updates)
         self.state.update(
             algorithm,
@@ -90,7 +97,7 @@ class LearnerStep:
         )
         if self._reference is not None and algorithm.reference_moves:
             engine.move(self._reference, algorithm.kl.reference_step)
-        return {"learning_rate": rate, **summary}
+        return {"learning_rate": rate, "updates_skipped": num_skipped, **summary}
 
     def _rate_factor(self, batch: Batch) -> float:
         """What the learning rate is multiplied by."""
@@ -149,25 +156,43 @@ class LearnerStep:
     def _updates(
         self, parts: list[Minibatch], rate: float, critic_rate: float
     ) -> Iterator[Counter[str]]:
-        """The sums of every optimizer step, until KL to pi_old is above `max_kl`."""
+        """The sums of every update, until KL to pi_old is above `max_kl`."""
         max_kl = self._algorithm.max_kl
         for _ in range(self._algorithm.epochs):
             for part in parts:
-                totals = self._update_within_region(part, rate)
-                if self._critic is not None:
-                    totals.update(self._update_critic(self._critic, part, critic_rate))
+                totals = self._update(part, rate, critic_rate)
                 yield totals
                 if max_kl is not None and totals["kl_old"] > max_kl * totals["num_tokens"]:
                     return
 
-    def _update_within_region(self, part: Minibatch, rate: float) -> Counter[str]:
-        """An update, of which so much is taken back that KL to pi_old stays in the bound."""
+    def _update(self, part: Minibatch, rate: float, critic_rate: float) -> Counter[str]:
+        """One optimizer step, of the critic too. The metrics' sums over all ranks, and the
+        gradients' norms: without these, a loss or gradient was not finite and no step was made."""
+        critic, sums = self._critic, dict[str, Tensor]()
+        _descend(self._engine, part, self._policy_loss(part), sums)
+        if critic is not None:
+            _descend(critic, part, self._critic_loss(critic, part), sums)
+        names = sorted(sums)
+        values = self._engine.all_sum(torch.stack([sums[name] for name in names])).tolist()
+        totals = dict(zip(names, values, strict=True))
+        if not math.isfinite(totals.pop("checked")):
+            self._engine.drop()
+            if critic is not None:
+                critic.drop()
+            return Counter(totals)
+        totals |= self._step_within_region(part, rate)
+        if critic is not None:
+            totals["value_grad_norm"] = _stepped(critic, critic_rate)
+        return Counter(totals)
+
+    def _step_within_region(self, part: Minibatch, rate: float) -> dict[str, float]:
+        """An optimizer step, of which so much is taken back that KL to pi_old stays in the bound:
+        its norm, and how often half of it was."""
         region = self._algorithm.trust_region
         if region is None:
-            return self._update_policy(part, rate)
+            return {"grad_norm": _stepped(self._engine, rate)}
         before = self._engine.snapshot()
-        totals = self._update_policy(part, rate)
-        totals["halvings"] = 0
+        totals = {"grad_norm": _stepped(self._engine, rate), "halvings": 0.0}
         for halving in range(region.max_halvings + 1):
             if self._kl_old(part) <= region.max_kl:
                 break
@@ -188,7 +213,7 @@ class LearnerStep:
         total, num_tokens = self._engine.all_sum(sums)
         return float(total / num_tokens.clamp(min=1.0))
 
-    def _update_policy(self, part: Minibatch, rate: float) -> Counter[str]:
+    def _policy_loss(self, part: Minibatch) -> LossOf:
         config = self._algorithm.critic
         denominator = denominator_of(
             self._algorithm.aggregate,
@@ -214,38 +239,36 @@ class LearnerStep:
             )
             return policy_loss + config.coefficient * value_loss, metrics | more
 
-        return _descend(self._engine, part, loss, rate)
+        return loss
 
-    def _update_critic(self, critic: LearnerEngine, part: Minibatch, rate: float) -> Counter[str]:
+    def _critic_loss(self, critic: LearnerEngine, part: Minibatch) -> LossOf:
         def loss(entry: Microbatch) -> LossAndMetrics:
             values_BU = self._values(critic, entry)
             clip = self._algorithm.critic.clip
             return critic_loss_of(clip, entry, values_BU, num_tokens=part.num_tokens)
 
-        totals = _descend(critic, part, loss, rate)
-        totals["value_grad_norm"] = totals.pop("grad_norm")
-        return totals
+        return loss
 
 
 def _descend(
-    engine: LearnerEngine,
-    part: Minibatch,
-    loss_of_entry: Callable[[Microbatch], LossAndMetrics],
-    rate: float,
-) -> Counter[str]:
-    """One optimizer step; the metrics' sums over all ranks, and the gradient's norm."""
-    sums: dict[str, Tensor] = {}
+    engine: LearnerEngine, part: Minibatch, loss_of_entry: LossOf, sums: dict[str, Tensor]
+) -> None:
+    """The gradient of one update. Adds this rank's metrics to `sums`, and `checked`, which is not
+    finite where a loss or the gradient is not."""
     for place, entry in enumerate(part.microbatches, start=1):
         loss, metrics = loss_of_entry(entry)
         engine.backward(loss, last=place == len(part.microbatches))
-        for name, value in metrics.items():
+        for name, value in {**metrics, "checked": 0.0 * loss.detach()}.items():
             sums[name] = sums.get(name, torch.zeros((), device=loss.device)) + value
+    sums["checked"] = sums["checked"] + engine.gradient_square()
+
+
+def _stepped(engine: LearnerEngine, rate: float) -> float:
+    """The gradient's norm, of an optimizer step."""
     norm = engine.step(rate)
-    if not math.isfinite(norm):
+    if not math.isfinite(norm):  # though the ranks agreed on it: it may have changed weights
         raise NotFinite(f"the gradient norm is {norm}; lower learner.learning_rate?")
-    names = sorted(sums)
-    totals = engine.all_sum(torch.stack([sums[name] for name in names])).tolist()
-    return Counter({**dict(zip(names, totals, strict=True)), "grad_norm": norm})
+    return norm
 
 
 def _summary(updates: list[Counter[str]]) -> dict[str, float]:

@@ -78,6 +78,7 @@ class ObjectStorePublisher:
         self._bucket_bytes = bucket_bytes
         self._put = put
         self._announce = announce
+        self._newest: WeightUpdate | None = None  # announced, on rank 0
 
     def publish(self, timeline: int, version: int, probe: Probe | None) -> dict[str, float]:
         """Make `version` available; every rank calls it. Returns seconds by phase."""
@@ -91,17 +92,22 @@ class ObjectStorePublisher:
                 put_s += time.perf_counter() - put_start_s
         gather_s = time.perf_counter() - start_s - put_s
         if self._engine.rank == 0:
-            self._announce(
-                WeightUpdate(
-                    timeline=timeline,
-                    version=version,
-                    bucket_specs=tuple(specs),
-                    buckets=tuple(references),
-                    probe=probe,
-                    published_at_s=time.time(),
-                )
+            update = WeightUpdate(
+                timeline=timeline,
+                version=version,
+                bucket_specs=tuple(specs),
+                buckets=tuple(references),
+                probe=probe,
+                published_at_s=time.time(),
             )
+            self._announce(update)
+            self._newest = update
         return {"gather_s": gather_s, "wire_s": put_s}
+
+    def remind(self) -> None:
+        """A board that died comes back empty, and workers without weights would wait for ever."""
+        if self._newest is not None:
+            self._announce(self._newest)
 
 
 def _spec(name: str, tensor: Tensor) -> TensorSpec:

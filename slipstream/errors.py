@@ -29,8 +29,16 @@ class JobFileError(SlipstreamError):
         self.problems = problems
 
 
-class DeadlineExceeded(SlipstreamError):
-    """A remote call did not answer in time."""
+class Restartable(SlipstreamError):
+    """A role failed in a way that another start from the last commit may cure."""
+
+
+class DeadlineExceeded(Restartable):
+    """A remote call, or a collective of the ranks, did not end in time."""
+
+
+class NotFinite(Restartable):
+    """What the learner computes is not finite any more; its weights must not be published."""
 
 
 class ProbeMismatch(SlipstreamError):

@@ -83,6 +83,9 @@ class WeightPublisher(Protocol):
     def publish(self, timeline: int, version: int, probe: Probe | None) -> Mapping[str, float]:
         """Make a version available as a whole; seconds by phase (`gather_s`, `wire_s`)."""
 
+    def remind(self) -> None:
+        """Say again which version is the newest, as whoever was told may have died. Cheap."""
+
 
 class Reward(Protocol):
     """Scores one answer, in a process of its own."""

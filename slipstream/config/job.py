@@ -192,7 +192,7 @@ class LearnerConfig(Section):
     max_grad_norm: PositiveFloat = 1.0
     max_tokens_per_microbatch: PositiveInt = 8192  # padded tokens of one forward and backward
     gradient_checkpointing: bool = False
-    start_timeout_s: PositiveFloat = 600.0  # also of every collective of the ranks
+    start_timeout_s: PositiveFloat = 600.0  # also of each collective of the ranks until then
     step_timeout_s: PositiveFloat = 600.0  # of one step on every rank, its collectives among it
     max_bad_steps: NonNegativeInt = 3  # in a row with gradients that are not finite; then go back
     max_restarts: NonNegativeInt = 3  # from one and the same commit, when a rank dies

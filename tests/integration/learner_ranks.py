@@ -2,10 +2,11 @@
 
     python learner_ranks.py MODEL OUT RANK NUM_RANKS PORT SETTING...
 
-A setting is `ZERO_STAGE:MAX_TOKENS_PER_MICROBATCH[:recompute|:critic|:head|:region]`. Rank 0 writes
-OUT/<setting>.npz, with `critic` the critic's weights too.
+A setting is `ZERO_STAGE:MAX_TOKENS_PER_MICROBATCH[:recompute|:critic|:head|:region|:bf16]`. Rank 0
+writes OUT/<setting>.npz, with `critic` the critic's weights too.
 As in a job, a probe follows every step. ZeRO-3 fetches ahead as little of this small model as it
-does of a large one. A last step whose gradient is not finite must be refused on every rank.
+does of a large one. Before some steps come others, without a finite loss or gradient, which must
+leave no trace on any rank; not so with `:undisturbed`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 MAX_KL = 3e-4
+DISTURBED = (0, 2)  # before Adam has moments, and with them
 
 
 def main() -> None:
@@ -58,13 +60,13 @@ def fetch_ahead_little() -> None:
 
 
 def train(model: str, num_ranks: int, setting: str, out: Path) -> None:
-    """Five steps, then one that must be refused."""
+    """Five steps, between steps that must change nothing."""
     import numpy as np
     import torch
 
     from learner.engine import LearnerEngine
     from learner.policy import load_critic, load_policy
-    from learner.step import LearnerStep, NotFinite
+    from learner.step import LearnerStep
     from learner.weights import Prober
     from tests.helpers.jobs import VOCABULARY, make_batch, make_job
 
@@ -87,6 +89,9 @@ def train(model: str, num_ranks: int, setting: str, out: Path) -> None:
             "learning_rate": 3e-4,
         },
     )
+    if "bf16" in options:
+        bfloat16 = job.model.model_copy(update={"dtype": "bfloat16"})
+        job = job.model_copy(update={"model": bfloat16})
     cpu = torch.device("cpu")
     policy = load_policy(job.model, has_value_head=job.algorithm.has_value_head)
     engine, critic = LearnerEngine(policy, job, cpu), None
@@ -97,6 +102,8 @@ def train(model: str, num_ranks: int, setting: str, out: Path) -> None:
     prober = Prober(engine, vocabulary=VOCABULARY, max_tokens=16, seed=0)
     norms = []
     for version in range(5):
+        if version in DISTURBED and "undisturbed" not in options:
+            disturb(step, engine, critic)
         norms.append(step.run(make_batch(version, num_groups=8))["grad_norm"])
         prober.measure()
         weights_of(engine)
@@ -111,15 +118,53 @@ def train(model: str, num_ranks: int, setting: str, out: Path) -> None:
         moved = max(float(abs(weights[name] - start[name]).max()) for name in start)
         arrays = {"grad_norms": np.array(norms), "moved": np.array(moved)}
         np.savez(out / f"{setting}.npz", **arrays, **weights)
-    try:
-        step.run(make_batch(5, num_groups=8, reward=math.nan))
-    except NotFinite:
-        pass
-    else:
-        raise AssertionError(f"{setting}: a gradient that is not finite was applied")
     for trained in (engine, critic):
         if trained is not None:
             trained.close()
+
+
+def disturb(step: Any, engine: Any, critic: Any) -> None:
+    """Steps that must leave every bit as it was, on every rank, whichever rank is to blame."""
+    import learner.step
+    from tests.helpers.jobs import make_batch
+
+    plain_loss, is_to_blame = learner.step.loss_of, engine.rank == engine.num_ranks - 1
+
+    def infinite_loss(*arguments: Any, **keywords: Any) -> Any:
+        loss, metrics = plain_loss(*arguments, **keywords)
+        return loss + math.inf, metrics  # its gradient is finite
+
+    def run(what: str, reward: float | None = None) -> None:
+        trained = [engine] if critic is None else [engine, critic]
+        before = [tensor for each in trained for tensor in state_of(each)]
+        metrics = step.run(make_batch(9, num_groups=8, reward=reward))
+        assert (metrics["num_updates"], metrics["updates_skipped"]) == (0, 1), (what, metrics)
+        after = [tensor for each in trained for tensor in state_of(each)]
+        for mine, other in zip(after, before, strict=True):
+            assert mine.equal(other), what
+        assert all(bool(tensor.isfinite().all()) for tensor in after), what
+
+    run("a reward", reward=math.nan)
+    learner.step.loss_of = infinite_loss if is_to_blame else plain_loss
+    run("the loss of one rank")
+    learner.step.loss_of = plain_loss
+    for each in (engine, critic):
+        if each is not None:
+            plain = each.backward
+            if is_to_blame:
+                each.backward = lambda loss, last, plain=plain: plain(loss * math.nan, last=last)
+            run("the gradient of one rank")
+            each.backward = plain
+
+
+def state_of(engine: Any) -> list[Any]:
+    """Copies of this rank's weights, of those that its optimizer changes, and of Adam's state."""
+    optimizer = getattr(engine._optimizer, "optimizer", engine._optimizer)
+    weights = [
+        getattr(parameter, "ds_tensor", parameter) for parameter in engine.model.parameters()
+    ]
+    adam = [tensor for state in optimizer.state.values() for tensor in state.values()]
+    return [tensor.detach().clone() for tensor in (*weights, *engine._masters(), *adam)]
 
 
 def weights_of(engine: Any) -> dict[str, Any]:
@@ -127,7 +172,7 @@ def weights_of(engine: Any) -> dict[str, Any]:
     from learner.weights import full_parameters
 
     buckets = full_parameters(engine, 10_000)
-    return {name: tensor.numpy() for bucket in buckets for name, tensor in bucket}
+    return {name: tensor.float().numpy() for bucket in buckets for name, tensor in bucket}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Ranks, ZeRO stages and microbatches change how a step is computed, never what it is."""
+"""Ranks, ZeRO stages and microbatches change how a step is computed, never what it is. Steps
+without a finite gradient change nothing."""
 
 from __future__ import annotations
 
@@ -20,6 +21,8 @@ WHOLE, MANY = 4096, 40  # padded tokens: one microbatch, and about eight
 KINDS = ("critic", "head", "region")
 PLAIN = [*(f"{stage}:{MANY}" for stage in range(4)), f"3:{MANY}:recompute"]
 MORE = [f"{stage}:{MANY}:{what}" for what in KINDS for stage in range(4)]
+BFLOAT16 = [f"{stage}:{MANY}:bf16" for stage in (1, 2, 3)]  # compared with nothing
+UNDISTURBED = "undisturbed"  # by steps without a finite gradient, as all others are
 
 
 def train(model: Path, out: Path, num_ranks: int, settings: list[str]) -> None:
@@ -54,9 +57,10 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, np.
     """`ranks/setting` -> name -> array, after 5 steps."""
     directory = tmp_path_factory.mktemp("ranks")
     model = make_model(directory / "model")
-    whole = [f"0:{WHOLE}", *(f"0:{WHOLE}:{kind}" for kind in KINDS)]
+    kinds = ("", *(f":{kind}" for kind in KINDS))
+    whole = [f"0:{WHOLE}{kind}:{UNDISTURBED}" for kind in kinds]
     train(model, directory / "1", 1, [*whole, *PLAIN])
-    train(model, directory / "2", 2, [*PLAIN, *MORE])
+    train(model, directory / "2", 2, [*PLAIN, *MORE, *BFLOAT16])
     return {
         f"{ranks}/{path.stem}": dict(np.load(path))
         for ranks in ("1", "2")
@@ -72,7 +76,8 @@ def test_the_weights_after_five_steps_are_the_same(
     weights: dict[str, dict[str, np.ndarray]], num_ranks: int, setting: str
 ) -> None:
     kind = setting[setting.rindex(":") :] if setting.endswith(KINDS) else ""
-    expected, found = weights[f"1/0:{WHOLE}{kind}"], weights[f"{num_ranks}/{setting}"]
+    expected = weights[f"1/0:{WHOLE}{kind}:{UNDISTURBED}"]
+    found = weights[f"{num_ranks}/{setting}"]
     assert found.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_allclose(found[name], array, atol=1e-5, rtol=0, err_msg=name)
@@ -84,4 +89,4 @@ def test_training_changed_the_weights(weights: dict[str, dict[str, np.ndarray]])
 
 
 def test_clipping_was_exercised(weights: dict[str, dict[str, np.ndarray]]) -> None:
-    assert (weights[f"1/0:{WHOLE}"]["grad_norms"] > 0.1).all()
+    assert (weights[f"1/0:{WHOLE}:{UNDISTURBED}"]["grad_norms"] > 0.1).all()

@@ -31,7 +31,7 @@ class World:
         self.committed: list[int] = []
         self.events = EventLog("learner", rank)
         self.job = make_job(
-            checkpoint=config, learner={"num_ranks": num_ranks, "start_timeout_s": 1}
+            checkpoint=config, learner={"num_ranks": num_ranks, "step_timeout_s": 1}
         )
         self.answers: list[bool] = []
         self.writer = CommitWriter(

@@ -83,6 +83,13 @@ class Engine:
         for mine, theirs in zip(self.model.hf.parameters(), other.hf.parameters(), strict=True):
             theirs.lerp_(mine, share)
 
+    def gradient_square(self) -> Tensor:
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients) ** 2
+
+    def drop(self) -> None:
+        self.model.zero_grad()
+
     @torch.no_grad()
     def step(self, learning_rate: float) -> float:
         square = 0.0
