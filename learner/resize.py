@@ -138,8 +138,10 @@ def _copy(source: Part, at: Place, target: Part, to: Place) -> int:
             # Without ZeRO each parameter has its own: those without a gradient are left out.
             known = adam.get(STEP, torch.zeros_like(saved))
             adam[STEP] = torch.maximum(known.cpu(), saved).to(master.device)
-        else:
-            copy(saved, adam.setdefault(key, torch.zeros_like(master)))
+            continue
+        if key not in adam:
+            adam[key] = torch.zeros_like(master)
+        copy(saved, adam[key])
     return numel
 
 
