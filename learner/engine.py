@@ -103,9 +103,12 @@ class LearnerEngine:
             self._engine.zero_grad()
             return
         # DeepSpeed clears what it holds, in many places, as it leaves out an update of such a norm.
-        for gradient in self._gradients():
+        gradients = self._gradients()
+        for gradient in gradients:
             gradient.fill_(math.nan)
         self._engine.step()
+        for gradient in gradients:
+            gradient.zero_()  # ZeRO 3 never writes what pads the last rank's part
 
     def step(self, learning_rate: float) -> float:
         """Clip and apply the gradients; returns the global norm before clipping, NaN where it

@@ -82,7 +82,8 @@ class LearnerLoop:
             if self.version > self._committed_version:
                 self._commit()
         finally:
-            self._commits.join()  # where training fails, the commit under way is good all the same
+            with self._busy.phase("commit"):
+                self._commits.join()  # where training fails, that under way is good all the same
         self._commits.wait()
         return self.version
 

@@ -22,6 +22,7 @@ KINDS = ("critic", "head", "region")
 PLAIN = [*(f"{stage}:{MANY}" for stage in range(4)), f"3:{MANY}:recompute"]
 MORE = [f"{stage}:{MANY}:{what}" for what in KINDS for stage in range(4)]
 BFLOAT16 = [f"{stage}:{MANY}:bf16" for stage in (1, 2, 3)]  # compared with nothing
+UNEVEN = [f"{stage}:{MANY}" for stage in (1, 2, 3)]  # three ranks: the last one's part is padded
 UNDISTURBED = "undisturbed"  # by steps without a finite gradient, as all others are
 
 
@@ -61,16 +62,21 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, np.
     whole = [f"0:{WHOLE}{kind}:{UNDISTURBED}" for kind in kinds]
     train(model, directory / "1", 1, [*whole, *PLAIN])
     train(model, directory / "2", 2, [*PLAIN, *MORE, *BFLOAT16])
+    train(model, directory / "3", 3, UNEVEN)
     return {
         f"{ranks}/{path.stem}": dict(np.load(path))
-        for ranks in ("1", "2")
+        for ranks in ("1", "2", "3")
         for path in (directory / ranks).glob("*.npz")
     }
 
 
 @pytest.mark.parametrize(
     ("num_ranks", "setting"),
-    [*((1, setting) for setting in PLAIN), *((2, setting) for setting in [*PLAIN, *MORE])],
+    [
+        *((1, setting) for setting in PLAIN),
+        *((2, setting) for setting in [*PLAIN, *MORE]),
+        *((3, setting) for setting in UNEVEN),
+    ],
 )
 def test_the_weights_after_five_steps_are_the_same(
     weights: dict[str, dict[str, np.ndarray]], num_ranks: int, setting: str

@@ -150,6 +150,7 @@ def train(
         step = LearnerStep(job, engine, references[rank], critic)  # type: ignore[arg-type]
         if not shares:
             step._width = 0
+        metrics: dict[str, float] = {}
         for version in range(num_steps):
             metrics = step.run(batch or make_batch(version, num_groups=6))
         weights = [
@@ -166,7 +167,7 @@ def train(
         thread.join()
     assert len(found) == num_ranks, "a rank failed"
     for weights, metrics, *_ in found.values():
-        assert metrics == pytest.approx(found[0][1])
+        assert metrics == pytest.approx(found[0][1], nan_ok=True)
         for mine, other in zip(weights, found[0][0], strict=True):
             torch.testing.assert_close(mine, other)
     return found[0]  # type: ignore[no-any-return]
@@ -487,3 +488,67 @@ def test_controllers_follow_their_targets(model: Path) -> None:
     rewards = [r.reward for entry in batch.groups for r in entry.group.rollouts]
     *_, step, _ = train(job_of(model, advantage=advantage), batch=batch, num_steps=1)
     assert step.state.average_score == pytest.approx(sum(rewards) / len(rewards))
+
+
+def rewarded(batch: Batch, reward: float, groups: range) -> Batch:
+    """The batch with this reward for every answer of these groups."""
+    entries = list(batch.groups)
+    for place in groups:
+        group = entries[place].group
+        rollouts = tuple(replace(rollout, reward=reward) for rollout in group.rollouts)
+        entries[place] = replace(entries[place], group=replace(group, rollouts=rollouts))
+    return replace(batch, groups=tuple(entries))
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_an_update_that_is_not_finite_is_as_if_it_had_not_been(model: Path, num_ranks: int) -> None:
+    batch = make_batch(0, num_groups=6)
+    spoilt = rewarded(batch, math.nan, range(2, 4))  # the second of three minibatches
+    others = replace(batch, groups=(*batch.groups[:2], *batch.groups[4:]))
+    found, metrics, *_ = train(
+        job_of(model, minibatches=3), batch=spoilt, num_steps=1, num_ranks=num_ranks
+    )
+    expected, its_metrics, *_ = train(job_of(model, minibatches=2), batch=others, num_steps=1)
+    assert (metrics.pop("num_updates"), metrics.pop("updates_skipped")) == (2, 1)
+    assert (its_metrics.pop("num_updates"), its_metrics.pop("updates_skipped")) == (2, 0)
+    for name in metrics.keys() - {"padding_share"}:
+        assert metrics[name] == pytest.approx(its_metrics[name], rel=1e-4, abs=1e-5), name
+    for mine, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, other, atol=5e-6, rtol=0)
+
+
+MOVING: dict[str, dict[str, Any]] = {
+    "a policy": {
+        "advantage": {"kind": "reinforce", "baseline": "moving_average"},
+        "kl": {"coefficient": 0.5, "adaptive": {"target": 0.1, "horizon": 100}},
+        "entropy": {"coefficient": 0.1, "target": 1.0},
+        "rate": {"kind": "kl", "target": 1e-3},
+        "epochs": 2,
+    },
+    "and its critic": {"advantage": {"kind": "gae"}, "critic": {"learning_rate": 0.1}, "epochs": 2},
+}
+
+
+@pytest.mark.parametrize("algorithm", MOVING.values(), ids=MOVING)
+def test_a_step_without_a_finite_update_changes_nothing(
+    model: Path, algorithm: dict[str, Any]
+) -> None:
+    job, batch = job_of(model, **algorithm), make_batch(0, num_groups=6)
+    start, *_ = train(job, num_steps=0)
+    for spoilt in (math.nan, math.inf):
+        bad = rewarded(batch, spoilt, range(6))
+        found, metrics, step, _ = train(job, batch=bad, num_steps=2, num_ranks=2)
+        assert (metrics["num_updates"], metrics["updates_skipped"]) == (0, 2)
+        assert step.state == AlgorithmState.of(job.algorithm)
+        for mine, before in zip(found, start, strict=True):
+            assert mine.equal(before)
+
+
+def test_figures_that_are_not_finite_do_not_reach_what_goes_from_step_to_step(model: Path) -> None:
+    """Of the six groups one has no finite score; the other minibatches were trained."""
+    advantage = {"kind": "reinforce", "baseline": "none"}
+    algorithm = MOVING["a policy"] | {"advantage": advantage, "minibatches": 3}
+    batch = rewarded(make_batch(0, num_groups=6), math.nan, range(1))
+    _, metrics, step, _ = train(job_of(model, **algorithm), batch=batch, num_steps=1)
+    assert (metrics["num_updates"], metrics["updates_skipped"]) == (4, 2)
+    assert step.state == AlgorithmState.of(job_of(model, **algorithm).algorithm)

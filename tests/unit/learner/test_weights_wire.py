@@ -6,12 +6,14 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from learner.weights import _packed, _spec
+from learner.weights import ObjectStorePublisher, _packed, _spec
 from rollout_worker.receiver import ObjectStoreReceiver, unpack
 from slipstream.errors import UpdateLost, UpdateStalled
 from slipstream.records import WeightUpdate
@@ -58,6 +60,26 @@ def test_every_bit_arrives() -> None:
         for name, tensor in bucket:
             assert received[name].dtype == tensor.dtype
             assert torch.equal(received[name].nan_to_num(), tensor.nan_to_num())
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_reminder_announces_the_newest_version_again(rank: int) -> None:
+    announced: list[WeightUpdate] = []
+    model = torch.nn.Module()
+    model.hf = torch.nn.Linear(2, 2)
+    publisher = ObjectStorePublisher(
+        SimpleNamespace(rank=rank, model=model, gathered=nullcontext),  # type: ignore[arg-type]
+        bucket_bytes=8,
+        put=lambda array: array,
+        announce=announced.append,
+    )
+    publisher.remind()
+    assert announced == [], "nothing is published yet"
+    publisher.publish(1, 4, None)
+    publisher.publish(1, 5, None)
+    publisher.remind()
+    assert [update.order for update in announced] == ([] if rank else [(1, 4), (1, 5), (1, 5)])
+    assert len(announced) == 0 or announced[2] is announced[1]
 
 
 def test_a_bucket_of_another_size_is_refused() -> None:
