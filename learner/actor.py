@@ -20,6 +20,7 @@ from slipstream.config.job import JobConfig
 from slipstream.errors import DeadlineExceeded
 from slipstream.protocols import ReplayForLearners
 from slipstream.records import WeightUpdate
+from slipstream.stacks import stacks
 from slipstream.telemetry import Beat, EventLog
 
 LONG_POLL_S = 5.0
@@ -141,6 +142,10 @@ class LearnerRank:
         """What the rank does now, None before its start is done, and its events since the last."""
         beat = None if self._loop is None else self._loop.beat()
         return beat, self._events.drain()
+
+    def stacks(self) -> str:
+        """What every thread does."""
+        return stacks()
 
     def __repr__(self) -> str:
         return f"learner-{self._rank} v{self._loop.version if self._loop else '-'}"

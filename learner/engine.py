@@ -229,10 +229,18 @@ class LearnerEngine:
         shared = resize.read_shared(directory / _TAG)
         if resize.layout_of(shared) == (self.num_ranks, self._config.zero_stage):
             self._engine.load_checkpoint(str(directory), tag=_TAG)
+            self._apply_settings()
         else:
             names = [name for name, _ in self.model.named_parameters()]
             self._take_over(resize.read_parts(directory / _TAG, shared, names))
         return dict(shared[_BESIDE])
+
+    def _apply_settings(self) -> None:
+        """What the job file says now, where DeepSpeed has brought back what the commit's said."""
+        for group in self._optimizer.param_groups:
+            group["weight_decay"], group["betas"] = self._config.weight_decay, self._config.betas
+        if hasattr(self._optimizer, "clip_grad"):
+            self._optimizer.clip_grad = self._config.max_grad_norm
 
     @torch.no_grad()
     def _take_over(self, parts: list[resize.Part]) -> None:

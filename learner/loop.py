@@ -117,7 +117,8 @@ class LearnerLoop:
         """No weight has changed, and this batch would change none a second time either."""
         with self._busy.phase("publish"):
             if self._rank == 0:
-                self._answer(self._replay.discard(self.version, self._timeline), "discard")
+                discarded = self._replay.discard(self.version, self._timeline, batch.number)
+                self._answer(discarded, "discard")
             # No other rank may get the same batch again.
             self._barrier()
         self._num_bad_steps += 1

@@ -57,7 +57,7 @@ def rank_limits(job: JobConfig) -> Limits:
         phases={
             "train": step,
             "publish": (job.weights.timeout_s, "weights.timeout_s"),
-            "commit": (job.learner.start_timeout_s, "learner.start_timeout_s"),
+            "commit": step,
             "between": step,
         },
     )

@@ -46,6 +46,7 @@ from slipstream.records import (
     Stop,
     Wait,
 )
+from slipstream.stacks import stacks
 from slipstream.text import load_tokenizer
 
 if TYPE_CHECKING:
@@ -166,6 +167,14 @@ class ReplayActor:
         await self._settled.wait()
         self._buffer.pause(is_paused)
         self._notify()
+
+    async def dismiss_learner(self, is_dismissed: bool) -> None:
+        await self._settled.wait()
+        self._buffer.dismiss_learner(is_dismissed)
+        self._notify()
+
+    def stacks(self) -> str:
+        return stacks()
 
     async def stop(self, reason: str) -> None:
         await self._settled.wait()

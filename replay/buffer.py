@@ -79,6 +79,7 @@ class ReplayBuffer:
         self._prompt_at = prompt_at
         self._record = record
         self.is_paused = False
+        self.is_dismissed = False  # the learner, and not for good
         self._workers = Workers()
         self._reservation = Reservation()
         # The running ones as workers know them, by worker and lease id; whole after `expire`.
@@ -235,6 +236,11 @@ class ReplayBuffer:
         """While paused nothing is leased or taken; what is under way goes on. No fact, and so
         forgotten when replay's process dies."""
         self.is_paused = is_paused
+
+    def dismiss_learner(self, is_dismissed: bool) -> None:
+        """While dismissed no other batch is handed out, and every rank is told to end; others will
+        go on from its commit. No fact, as with `pause`."""
+        self.is_dismissed = is_dismissed
 
     def _is_gone(self, worker: str, incarnation: int) -> bool:
         was_lost = incarnation <= self.state.lost.get(worker, -1)
@@ -403,6 +409,8 @@ class ReplayBuffer:
             return batch
         if self._stop is not None:
             return self._stop
+        if self.is_dismissed:
+            return Stop(reason="the learner is built anew")
         if self.is_paused:
             self._waiting_for = "the job is paused"
             return Wait(reason=self._waiting_for)

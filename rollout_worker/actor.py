@@ -20,6 +20,7 @@ from slipstream.config.job import JobConfig
 from slipstream.errors import UpdateLost, UpdateStalled
 from slipstream.protocols import ReplayForWorkers
 from slipstream.records import Prompt, WeightUpdate
+from slipstream.stacks import stacks
 from slipstream.telemetry import Beat, EventLog
 
 
@@ -96,6 +97,10 @@ class RolloutWorkerActor:
 
     def stop(self) -> None:
         self._stopping.set()
+
+    def stacks(self) -> str:
+        """What every thread does."""
+        return stacks()
 
     def __repr__(self) -> str:
         return f"{self._name} v{self._worker.version if self._worker else '-'}"

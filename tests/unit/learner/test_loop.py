@@ -133,7 +133,8 @@ class Batches:
         self._version, self._number = version, self._number + 1
         return _done(None)
 
-    def discard(self, version: int, timeline: int) -> Future[None]:
+    def discard(self, version: int, timeline: int, number: int) -> Future[None]:
+        assert number == 0, "the batch's own"
         self._log.append(("discard", version, timeline))
         self._number += 1
         return _done(None)

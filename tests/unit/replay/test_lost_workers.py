@@ -39,7 +39,7 @@ def test_a_lost_workers_prompts_are_issued_again_and_its_calls_refused(play: Pla
     assert [(lease.prompt.ordinal, lease.attempt) for lease in again] == [(0, 1), (1, 1), (3, 0)]
     for _ in range(2):
         assert game.put(old[0])[0].refused is RefusalReason.STALE_INCARNATION
-        assert game.ask(1).stop == Stop(reason="w0 0 was replaced or lost")
+        assert game.ask(1).stop == Stop(reason="w0 0 was replaced or lost", replaced=True)
         restarted(game)
     assert game.put(other[2]) == [PutReply()]
     assert game.ask(1, incarnation=1).stop is None
