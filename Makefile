@@ -59,7 +59,7 @@ bench-replay: install
 
 ## make chaos        every role killed at random moments; writes docs/results/chaos.md
 chaos: install
-	PYTHONPATH=.:scripts python scripts/chaos/chaos.py
+	PYTHONPATH=.:scripts python -m chaos
 
 ## make clean        remove the environment and what runs left behind
 clean:

@@ -124,7 +124,7 @@ class Learners:
             maker = make_actor(LearnerRank, name, max_concurrency=THREADS, **bundle.options)
             actor = maker.remote(self.job, number, cores)
             listener = Listener(actor, rank_limits(self.job))
-            self.ranks.append(Rank(name, bundle.node or "", actor, listener))
+            self.ranks.append(Rank(name, (bundle.node or "")[:8], actor, listener))
         first = self.ranks[0].actor
         self._meeting = [first.address.remote() for _ in ("ranks", "weights")]
         self._enter("meeting")

@@ -69,7 +69,7 @@ class Worker:
             version=None if beat is None or beat.version < 0 else beat.version,
             incarnation=self.incarnation,
             num_restarts=num_restarts,
-            node=self.node or "",
+            node=(self.node or "")[:8],
             since_s=self.since_s,
             detail=self.leaving or doing,
         )

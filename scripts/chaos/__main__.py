@@ -1,6 +1,6 @@
 """`make chaos`: roles killed, stopped and starved while a job trains; writes docs/results/chaos.md.
 
-    python scripts/chaos/chaos.py [--only NAME] [--runs DIRECTORY] [--steps N] [--seed N]
+    python -m chaos [--only NAME] [--runs DIRECTORY] [--steps N] [--seed N]
 
     storm    a strike every 2 to 5 s, at any role but the driver, with any weapon
     paced    a kill every 20 steps, each role in turn: goodput
