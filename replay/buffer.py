@@ -269,10 +269,10 @@ class ReplayBuffer:
             return self._stop.reason
         if self.is_paused:
             return "paused"
-        if room := self._room():
+        if self._room():
             num_due = len(self._suspects_due())
-            are_all = num_due == room
-            return f"prompts that must run alone: {num_due} wait" if are_all else None
+            is_left = self._is_left_to_suspects()
+            return f"prompts that must run alone: {num_due} wait" if is_left else None
         if self.rules.num_sharing_workers and self.state.batch is not None:
             return "the shared devices are the learner's"
         left = self.rules.num_steps - self.version
@@ -289,6 +289,10 @@ class ReplayBuffer:
     def _suspects_due(self) -> list[int]:
         state = self.state
         return suspects_due(state.requeued, state.kills, self.rules.max_kills, self._room())
+
+    def _is_left_to_suspects(self) -> bool:
+        """All the room there is."""
+        return bool(self.state.kills) and self._room() <= len(self._suspects_due())
 
     def _runs_suspect(self, worker: str) -> bool:
         ordinals = (lease.prompt.ordinal for lease in self._leases[worker].values())
@@ -311,7 +315,7 @@ class ReplayBuffer:
                 self._reservation.release(worker)
                 yield self._known_prompt(suspects[0])
             return
-        for _ in range(num_groups):
+        for _ in range(min(num_groups, self._room())):
             prompt = self._next_prompt()
             if prompt is None:
                 return
@@ -335,7 +339,7 @@ class ReplayBuffer:
     def _next_prompt(self) -> Prompt | None:
         """The lowest to be issued again, or the stream's next, while there is room beside that of
         suspects; too long ones get their fate."""
-        while self._room() > len(self._suspects_due()):
+        while not self._is_left_to_suspects():
             requeued = (o for o in self.state.requeued if not self._is_suspect(o))
             ordinal = min(requeued, default=self.state.ledger.num_issued)
             prompt = self._prompt_at(ordinal)

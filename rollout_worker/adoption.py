@@ -63,6 +63,11 @@ class Adoption:
         self._transfers.put(transfer)
         return transfer.done
 
+    def reload(self) -> None:
+        """The engine has slept, and its weights are gone: the same version is due once more."""
+        timeline, version = self.held
+        self.held = (timeline, version - 1)
+
     @property
     def due(self) -> bool:
         """Whether `adopt` has something to do. Never blocks."""

@@ -116,6 +116,22 @@ def test_a_job_from_the_first_lease_to_the_stop(replay: Any) -> None:
     )
 
 
+def test_a_batch_is_discarded_once(replay: Any) -> None:
+    workers: ReplayForWorkers = replay
+    learners: ReplayForLearners = replay
+    leases = workers.lease("w0", 0, 9, held=(), yielded_version=None).result(TIMEOUT_S).leases
+    workers.put([scripted_group(lease, rewards=(0, 1)) for lease in leases]).result(TIMEOUT_S)
+    first = learners.take(0, 0).result(TIMEOUT_S)
+    assert isinstance(first, Batch)
+    for _ in range(2):
+        learners.discard(0, 0, first.number).result(TIMEOUT_S)
+    second = learners.take(0, 0).result(TIMEOUT_S)
+    assert isinstance(second, Batch)
+    learners.discard(0, 0, first.number).result(TIMEOUT_S)
+    assert learners.take(0, 0).result(TIMEOUT_S).number == second.number == 1
+    assert [entry.group.ordinal for entry in second.groups] == [2, 3]
+
+
 def pid_of(actor: ReplayActor) -> int:
     return os.getpid()
 
@@ -190,6 +206,76 @@ def test_it_goes_back_with_what_came_since_the_commit(job: JobConfig, tmp_path: 
     assert found.findings == []
     assert found.fates == {"trained": 4}
     assert len(found.rollbacks) == 1
+
+
+def test_lost_workers_and_a_discarded_batch_survive_its_death_and_going_back(
+    job: JobConfig, tmp_path: Path
+) -> None:
+    """Ordinal 0 kills two engines, the second one alone; those beside it at first do not suffer."""
+    careful = job.model_copy(update={"replay": job.replay.model_copy(update={"max_kills": 2})})
+
+    async def ordinals(actor: ReplayActor, incarnation: int) -> list[int]:
+        reply = await actor.lease("w0", incarnation, 9, held=(), yielded_version=None)
+        return [lease.prompt.ordinal for lease in reply.leases]
+
+    async def play() -> None:
+        actor = opened(careful, tmp_path)
+        commit = await actor.snapshot(0)
+        assert await ordinals(actor, 0) == [0, 1, 2, 3]
+        await actor.lose("w0", 0, blame=True)
+        actor = opened(careful, tmp_path)
+        await actor.lose("w0", 0, blame=True)  # repeated
+        assert (await actor.stats())["num_suspects"] == 4
+        assert (await actor.lease("w0", 0, 1, held=(), yielded_version=None)).stop is not None
+        assert await ordinals(actor, 1) == [0]
+        await actor.lose("w0", 1, blame=True)
+        assert (await actor.stats())["drops"] == {"quarantined": 1}
+        await actor.go_back(commit, 1)
+        assert await ordinals(actor, 0) == [1], "0 is dropped without another engine"
+        actor = opened(careful, tmp_path)
+        for _ in range(2):
+            reply = await actor.lease("w0", 0, 1, held=(), yielded_version=None)
+            await actor.put([scripted_group(lease, rewards=(0, 1)) for lease in reply.leases])
+        batch = await actor.take(0, 1)
+        assert isinstance(batch, Batch)
+        await actor.discard(0, 1, batch.number)
+        actor = opened(careful, tmp_path)
+        await actor.discard(0, 1, batch.number)
+        assert (await actor.stats())["drops"] == {"quarantined": 1, "not_finite": 2}
+
+    asyncio.run(play())
+    with JournalReader(tmp_path / FILE_NAME) as journal:
+        found = audit(journal.rows())
+    assert found.findings == []
+    assert found.fates == {"quarantined": 1, "not_finite": 2}
+
+
+def test_a_pause_holds_calls_and_outlives_going_back(job: JobConfig) -> None:
+    async def play() -> None:
+        actor = opened(job)
+        await actor.pause(True)
+        commit = await actor.snapshot(0)
+        await actor.go_back(commit, 1)
+        stats = await actor.stats()
+        assert (stats["paused"], stats["held_back"], stats["oldest_lease_s"]) == (
+            True,
+            "paused",
+            None,
+        )
+        ask = asyncio.create_task(actor.lease("w0", 0, 2, held=(), yielded_version=None))
+        await asyncio.sleep(0.01)
+        assert not ask.done()
+        await actor.pause(False)
+        leases = (await ask).leases
+        assert len(leases) == 2
+        stats = await actor.stats()
+        assert stats["running_by_worker"] == {"w0": 2}
+        assert 0 <= stats["oldest_lease_s"] < 10
+        await actor.put([scripted_group(lease, rewards=(0, 1)) for lease in leases])
+        await actor.pause(True)
+        assert await actor.take(0, 1) == Wait(reason="the job is paused")
+
+    asyncio.run(play())
 
 
 def test_calls_wait_while_it_goes_back(job: JobConfig, tmp_path: Path) -> None:

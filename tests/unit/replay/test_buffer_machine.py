@@ -318,17 +318,11 @@ class BufferMachine(RuleBasedStateMachine):
         assert outstanding <= (self.job.max_staleness + 1) * self.job.groups_per_batch
 
     @invariant()
-    def who_may_have_killed_runs_alone(self) -> None:
+    def kills_are_counted(self) -> None:
         assert self.buffer.state.kills == +self.kills
         assert not self.kills.keys() & self.buffer.state.shelf.entries.keys()
-        num_suspects = 0
-        for ordinal, num_kills in self.kills.items():
-            if num_kills < max(1, self.job.max_kills - 1):
-                continue
-            num_suspects += ordinal in self.buffer.state.ledger.pending
-            for worker in {le.worker for le in self.live.values() if le.prompt.ordinal == ordinal}:
-                assert len(self._held(worker)) == 1
-        assert self.buffer.stats()["num_suspects"] == num_suspects
+        suspects = [o for o in self.buffer.state.ledger.pending if self._is_suspect(o)]
+        assert self.buffer.stats()["num_suspects"] == len(suspects)
 
     @invariant()
     def wait_never_finds_a_group_too_old(self) -> None:
@@ -373,6 +367,9 @@ class BufferMachine(RuleBasedStateMachine):
                     assert self.uses[ordinal] <= self.job.max_uses
                     assert self.fates.setdefault(ordinal, "trained") == "trained", "two fates"
 
+    def _is_suspect(self, ordinal: int) -> bool:
+        return self.kills[ordinal] >= max(1, self.job.max_kills - 1)
+
     def _held(self, worker: str) -> list[int]:
         return [lease_id for lease_id, lease in self.live.items() if lease.worker == worker]
 
@@ -394,6 +391,8 @@ class BufferMachine(RuleBasedStateMachine):
             num_before = sum(o < lease.prompt.ordinal for o in self.buffer.state.ledger.pending)
             assert num_before < self.job.budget(self.buffer.version)
             self.live[lease.lease_id] = lease
+        if any(self._is_suspect(self.live[i].prompt.ordinal) for i in self._held(worker)):
+            assert len(self._held(worker)) == 1, "not alone"
         self.granted += reply.leases
         return list(reply.leases)
 

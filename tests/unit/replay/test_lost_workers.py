@@ -99,6 +99,8 @@ def test_a_suspect_waits_for_a_worker_that_holds_nothing_and_runs_there_alone(pl
     assert game.buffer.stats()["drops"] == {"quarantined": 1}
     assert game.buffer.stats()["num_suspects"] == 1, "ordinal 1 was not there"
     assert got(game, "w0", incarnation=1) == [1]
+    assert got(game, "w0", incarnation=1) == [], "alone, though no other suspect waits"
+    assert got(game, "w2") == [6], "the sixth outstanding"
 
 
 def test_an_accepted_group_proves_that_a_prompt_kills_nobody(play: Play) -> None:

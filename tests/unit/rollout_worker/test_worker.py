@@ -125,6 +125,19 @@ def test_on_shared_devices_it_sleeps_for_the_learners_turn() -> None:
     assert world.engine.version == 1
 
 
+def test_after_a_discarded_batch_it_wakes_with_the_same_weights() -> None:
+    world = World(max_staleness=0, num_sharing_workers=1)
+    world.receiver.publish(0)
+    discarded = world.batch(0)
+    assert world.engine.asleep
+    world.buffer.discard(0, number=discarded.number)
+    again = world.batch(0)
+    ordinals = [[entry.group.ordinal for entry in batch.groups] for batch in (discarded, again)]
+    assert ordinals == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    adopted = [event["version"] for event in world.events.drain() if event["kind"] == "adopted"]
+    assert adopted == [0, 0]
+
+
 def test_a_worker_that_wakes_early_sleeps_again_before_the_learners_next_turn() -> None:
     """Two workers in turns; the one that adopts first leaves nothing for the other to do."""
     world = World(max_staleness=0, num_sharing_workers=2)
