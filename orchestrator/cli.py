@@ -18,7 +18,7 @@ from rich.console import Console
 from ruamel.yaml import YAML
 
 from orchestrator.checks import preflight
-from orchestrator.control import Pause, Request, Resume, ask, scale_of
+from orchestrator.control import Pause, Request, Resume, Stop, ask, scale_of
 from orchestrator.ledger import read_ledger
 from orchestrator.plan import describe, make_plan
 from orchestrator.run_files import find_run
@@ -151,6 +151,12 @@ def pause(run: Run) -> None:
 def resume(run: Run) -> None:
     """Have a paused job go on. (What has ended goes on with `launch --resume`.)"""
     _ask(run, Resume())
+
+
+@app.command()
+def stop(run: Run) -> None:
+    """Have a running job commit after its step, and end."""
+    _ask(run, Stop(reason="slipstream stop"))
 
 
 @app.command()

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.helpers.runs import (
+    ROOT,
+    assert_nothing_is_left,
+    environment,
+    events,
+    kill_with_children,
+    launch,
+    ledger,
+    started,
+    wait_for,
+)
+
 EXAMPLES = ROOT / "examples" / "arithmetic"
 GSM8K = ROOT / "examples" / "gsm8k"
 SMALL = (
@@ -27,85 +33,7 @@ SMALL = (
 )
 
 
-MARK = "SLIPSTREAM_TEST"  # in the environment of whatever these tests start
 TEN = (*SMALL, "learner.num_steps=10", "checkpoint.every_steps=5")
-
-
-def command(job: Path, runs: Path, *arguments: str) -> list[str]:
-    python = [sys.executable, "-m", "orchestrator.cli", "launch", str(job)]
-    return [*python, f"checkpoint.dir={runs}", *arguments]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", MARK: "1"}
-
-
-def launch(job: Path, runs: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(job, runs, *arguments),
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-
-
-@contextmanager
-def started(job: Path, runs: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        command(job, runs, *arguments),
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + 200
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.1)
-
-
-def kill_with_children(pid: int) -> None:
-    """As when the machine loses power."""
-    parent = psutil.Process(pid)
-    for process in [*parent.children(recursive=True), parent]:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-
-
-def events(run: Path, kind: str) -> list[dict[str, Any]]:
-    file = run / "metrics.jsonl"
-    lines = file.read_text().splitlines() if file.exists() else []
-    return [event for event in map(json.loads, lines) if event["kind"] == kind]
-
-
-def processes() -> dict[int, str]:
-    """Ray's and our own processes, of jobs that were launched by these tests."""
-    names = ("raylet", "gcs_server", "ray::", "orchestrator.cli")
-    found = {}
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            line = " ".join(process.cmdline())
-            if any(name in line for name in names) and MARK in process.environ():
-                found[process.pid] = line
-    return found
-
-
-def assert_nothing_is_left() -> None:
-    deadline_s = time.monotonic() + 20
-    while left := processes():
-        assert time.monotonic() < deadline_s, left
-        time.sleep(0.5)
 
 
 @pytest.fixture(scope="module")
@@ -209,33 +137,6 @@ def tensors_in(value: Any, place: str = "") -> dict[str, Any]:
     else:
         return {}
     return {k: v for key, item in items for k, v in tensors_in(item, f"{place}/{key}").items()}
-
-
-def ledger(run: Path) -> dict[str, Any]:
-    """The promise holds, or this raises."""
-    program = [sys.executable, "-m", "orchestrator.cli", "ledger", str(run), "--json"]
-    done = subprocess.run(program, cwd=ROOT, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
-
-
-def test_every_role_may_be_killed(tmp_path: Path) -> None:
-    """The learner and replay come back by themselves, the others with --resume; see the script."""
-    program = [sys.executable, str(ROOT / "scripts" / "chaos.py"), "--runs", str(tmp_path)]
-    done = subprocess.run(
-        [*program, "--kills", "4", "--steps", "150", "--no-page"],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=550,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    found = ledger(tmp_path / "chaos")
-    assert found["fates"] == {"trained": 150 * 32}
-    assert found["rollbacks"]
-    assert_nothing_is_left()
 
 
 PPO = (
