@@ -192,7 +192,8 @@ def test_a_signal_commits_and_leaves_nothing(tmp_path: Path, number: signal.Sign
     with started(EXAMPLES / "buffered.yaml", tmp_path, *arguments) as job:
         wait_for(lambda: bool(events(run, "step")))
         job.send_signal(number)
-        output, _ = job.communicate(timeout=100)
+        job.wait(timeout=100)
+    output = (tmp_path / "launch.log").read_text()
     assert job.returncode == 130, output
     assert "Traceback" not in output
     assert newest_commit(run).name == f"step-{events(run, 'step')[-1]['version']:08d}-t0000"

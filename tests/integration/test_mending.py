@@ -37,6 +37,21 @@ SETTINGS = (
 CPUS = {"RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": 8})}  # logical ones, more than there are
 
 
+def test_a_job_whose_driver_is_killed_leaves_nothing_and_goes_on(tmp_path: Path) -> None:
+    directory = tmp_path / "mended"
+    few = (*SETTINGS, "rollout.num_workers=1")
+    with started(JOB, tmp_path, *few) as job:
+        wait_for(lambda: len(events(directory, "step")) > 25)
+        psutil.Process(job.pid).kill()
+        assert_nothing_is_left()
+    made = max(event["version"] for event in events(directory, "step"))
+    goal = f"learner.num_steps={made + 5}"
+    done = launch(JOB, tmp_path, *few, goal, "--resume")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ledger(directory)["fates"] == {"trained": 8 * (made + 5)}
+    assert_nothing_is_left()
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The directory of a job that trains; at the end it is stopped, and its promise holds."""
@@ -186,18 +201,3 @@ def test_a_dead_weight_board_comes_back(run: Path) -> None:
     done = slipstream("scale", str(run), "rollout=3")
     assert done.returncode == 0, done.stderr
     wait_for(lambda: are_serving(run, "rollout", 3))
-
-
-def test_a_job_whose_driver_is_killed_leaves_nothing_and_goes_on(tmp_path: Path) -> None:
-    directory = tmp_path / "mended"
-    few = (*SETTINGS, "rollout.num_workers=1")
-    with started(JOB, tmp_path, *few) as job:
-        wait_for(lambda: len(events(directory, "step")) > 25)
-        psutil.Process(job.pid).kill()
-        assert_nothing_is_left()
-    made = max(event["version"] for event in events(directory, "step"))
-    goal = f"learner.num_steps={made + 5}"
-    done = launch(JOB, tmp_path, *few, goal, "--resume")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert ledger(directory)["fates"] == {"trained": 8 * (made + 5)}
-    assert_nothing_is_left()
