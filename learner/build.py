@@ -59,6 +59,7 @@ def build_loop(
         rank=engine.rank,
         timeline=timeline,
         version=version,
+        is_new=commit_dir is None,
         step=step,
         replay=replay,
         publisher=_publisher(job, engine, put, announce, call_workers, rendezvous),

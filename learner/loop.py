@@ -42,6 +42,7 @@ class LearnerLoop:
         rank: int,
         timeline: int,
         version: int,
+        is_new: bool,
         step: LearnerStep,
         replay: ReplayForLearners,
         publisher: WeightPublisher,
@@ -52,6 +53,7 @@ class LearnerLoop:
     ) -> None:
         self.version = version
         self._timeline = timeline
+        self._is_new = is_new  # there is no commit yet
         self._job = job
         self._rank = rank
         self._step = step
@@ -71,7 +73,7 @@ class LearnerLoop:
         try:
             with self._busy.phase("publish"):
                 self._publish()
-            if self._timeline == 0:  # a new run: from its first step on there is a way back
+            if self._is_new:  # from its first step on there is a way back
                 self._commit()
             while not isinstance(batch := self._next_batch(), Stop):
                 if self._train(batch):
@@ -91,7 +93,6 @@ class LearnerLoop:
         """What this rank does now; any thread may ask."""
         phase, phase_s = self._busy.now()
         return Beat(
-            incarnation=self._timeline,
             timeline=self._timeline,
             version=self.version,
             phase=phase,
@@ -115,7 +116,7 @@ class LearnerLoop:
 
     def _discard(self, batch: Batch) -> None:
         """No weight has changed, and this batch would change none a second time either."""
-        with self._busy.phase("publish"):
+        with self._busy.phase("discard"):
             if self._rank == 0:
                 discarded = self._replay.discard(self.version, self._timeline, batch.number)
                 self._answer(discarded, "discard")

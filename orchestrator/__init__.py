@@ -1,6 +1,7 @@
 """From a job file to a running job: plan, place, start, watch, finish; the command line.
 
-Only `fleet` knows the roles' actors; only `fleet`, `cluster` and `placement` import ray.
+`fleet` has the actors of a job: `rollouts` and `learners` make them, hear them and mend what breaks.
+What decides is pure: `health`, `evaluations`, `autoscale`, `run_state`, `watchdog`, `plan`.
 """
 
 import os

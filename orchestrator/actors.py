@@ -5,6 +5,7 @@ What goes wrong becomes a RoleFailed that names the role and quotes its reason.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 
 from orchestrator.health import Limits, State, failure, state_of
 from orchestrator.watchdog import Heard
-from slipstream.errors import RoleFailed, SlipstreamError
+from slipstream.errors import Restartable, RoleFailed, SlipstreamError
 from slipstream.telemetry import Beat
 
 Event = Mapping[str, Any]
@@ -44,7 +45,13 @@ def cause_of(error: RayError) -> BaseException | None:
     return error.cause if isinstance(error, RayTaskError) else None
 
 
-def failed(role: str, error: RayError, timeout_s: float) -> RoleFailed:
+def says_why(error: RayError) -> bool:
+    """Whether the role itself said what is wrong, so that another start would end the same way."""
+    cause = cause_of(error)
+    return isinstance(cause, SlipstreamError) and not isinstance(cause, Restartable)
+
+
+def failed(role: str, error: RayError, timeout_s: float = math.inf) -> RoleFailed:
     if isinstance(error, RayTaskError):
         cause = cause_of(error)
         if isinstance(cause, SlipstreamError):
@@ -97,6 +104,11 @@ class Listener:
     def state(self, newest: tuple[int, int]) -> State:
         """`newest`: timeline and version of the published weights."""
         return state_of(self.beat, self.silent_s, self.limits, newest)
+
+    @property
+    def version(self) -> int | None:
+        """Of the weights held; None before the first."""
+        return None if self.beat is None or self.beat.version < 0 else self.beat.version
 
     @property
     def heard(self) -> Heard:

@@ -1,4 +1,8 @@
-"""How many rollout workers a job needs. Pure.
+"""How many rollout workers a job needs, from the roles' events and replay's statistics. Pure.
+
+    step  {wait, train, ...} ─▶ share of the learner's time without a batch
+    busy  {wait, ...} ────────▶ share of the workers' time without a prompt
+    replay's statistics ──────▶ share of the staleness budget that is buffered
 
 While nobody waits, n workers keep the learner busy. Where workers are held back for a share h of
 their time, and the learner waits for a share w of its own, n (1 - h) / (1 - w) would be enough and
@@ -8,17 +12,21 @@ not too many. Both shares are large where the two take turns; then more workers 
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
-from slipstream.config.job import AutoscaleConfig
+from slipstream.config.job import AutoscaleConfig, JobConfig
 
 MAX_FACTOR = 2.0  # of one change: a share of nearly 1 tells little of what is needed
+WINDOW_S = 10.0  # over which shares are means, or longer: until a step has come
 QUEUE_IS_LOW = 0.5  # above, the learner does not wait for want of groups
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """Means over the last while, a few learner steps at least."""
+    """Means over the last while, one learner step at least."""
 
     at_s: float
     queue_share: float  # buffered groups over the staleness budget
@@ -68,3 +76,42 @@ def _needed(num: int, figures: Figures, tolerance: float) -> int:
 
 def _bounded(num: int, settings: AutoscaleConfig) -> int:
     return min(settings.max_workers, max(settings.min_workers, num))
+
+
+class Scaling:
+    """Of one job with `rollout.autoscale`."""
+
+    def __init__(self, job: JobConfig, now_s: float) -> None:
+        assert job.rollout.autoscale is not None
+        self._settings = job.rollout.autoscale
+        self._budget = (job.replay.max_staleness + 1) * job.learner.groups_per_batch
+        self._memory = Memory(changed_at_s=now_s)
+        self._since_s = now_s
+        self._seconds: dict[str, Counter[str]] = {"rollout": Counter(), "learner": Counter()}
+        self._num_steps = 0
+
+    def hear(self, event: Mapping[str, Any]) -> None:
+        """An event of a role."""
+        if event["kind"] in ("step", "busy"):
+            self._seconds[event["role"]].update(event["seconds"])
+            self._num_steps += event["kind"] == "step"
+
+    def target(self, num_now: int, replay: Mapping[str, Any], now_s: float) -> int:
+        """How many workers to have from now on, where there are to be `num_now` so far."""
+        if now_s - self._since_s < WINDOW_S or self._num_steps == 0:
+            return num_now
+        figures = Figures(
+            at_s=now_s,
+            queue_share=replay.get("num_buffered", 0) / self._budget,
+            learner_wait_share=self._waited("learner"),
+            held_back_share=self._waited("rollout"),
+        )
+        num, self._memory = target(num_now, figures, self._settings, self._memory)
+        self._since_s, self._num_steps = now_s, 0
+        for seconds in self._seconds.values():
+            seconds.clear()
+        return num
+
+    def _waited(self, role: str) -> float:
+        seconds = self._seconds[role]
+        return seconds["wait"] / max(1e-9, sum(seconds.values()))

@@ -1,7 +1,7 @@
 """The command line. Exit codes: 0 done, 1 a role failed, 2 bad input, 130 interrupted.
 
-`ledger` exits with 1 where a run broke its promise; `scale`, `pause` and `resume` where the job
-refuses.
+`ledger` exits with 1 where a run broke its promise; `scale`, `pause`, `resume` and `stop`
+where the job refuses.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ class Fleet:
     rollouts: Rollouts
     learners: Learners
     stop_requested: str | None = None
+    _states: dict[str, tuple[str, float]] = field(default_factory=dict)  # since when, by role
     _stats: Mapping[str, Any] = field(default_factory=dict)
     _eval_prompts: tuple[Prompt, ...] = ()
 
@@ -52,7 +53,8 @@ class Fleet:
     def start(
         cls, job: JobConfig, plan: Plan, run_dir: Path, *, timeline: int, commit: Commit | None
     ) -> Iterator[Fleet]:
-        """Have replay read the data, then construct every other role; `tick` until `is_ready`."""
+        """Construct every role; they start once the data is known to be good. `tick` until
+        `is_ready`."""
         # Where replay has a journal, another process goes on where one died, and Ray asks it again.
         comes_back = -1 if job.replay.durability != "off" else 0
         survival = {"max_restarts": comes_back, "max_task_retries": comes_back}
@@ -62,13 +64,11 @@ class Fleet:
         board = make_actor(WeightBoard, "weights", **here(), **immortal).remote()
         workers, ranks = shared_bundles(job) if job.rollout.colocate else (None, None)
         roles = {"replay": replay, "board": board}
-        fleet = cls(
-            job=job,
-            replay=replay,
-            board=board,
-            rollouts=Rollouts(job, plan.worker_cores, bundles=workers, **roles),
-            learners=Learners(job, plan.rank_cores, run_dir, bundles=ranks, **roles),
+        rollouts = Rollouts(job, plan.worker_cores, bundles=workers, **roles)
+        learners = Learners(
+            job, plan.rank_cores, run_dir, workers=rollouts.actors, bundles=ranks, **roles
         )
+        fleet = cls(job=job, replay=replay, board=board, rollouts=rollouts, learners=learners)
         try:
             fleet._open(commit, timeline)
             yield fleet
@@ -79,8 +79,8 @@ class Fleet:
     def is_ready(self) -> bool:
         return self.rollouts.is_ready and self.learners.is_running
 
-    def tick(self, wait_s: float) -> list[Event]:
-        """Wait up to `wait_s` for something to end, then look at every role; their events.
+    def tick(self, wait_s: float) -> None:
+        """Wait up to `wait_s` for something to end, then look at every role.
 
         Raises RoleFailed; LearnerFailed where `go_back` may help.
         """
@@ -90,12 +90,22 @@ class Fleet:
             ray.wait(calls, num_returns=len(ended) + 1, timeout=wait_s)
         if asked := [*self.rollouts.ask(), *self.learners.ask()]:
             ray.wait(asked, num_returns=len(asked), timeout=ANSWER_S)
-        events = [*self.rollouts.tick(), *self.learners.tick()]
+        self.rollouts.tick()
+        self.learners.tick()
+
+    def take_events(self) -> list[Event]:
+        """What every role has told since the last time, by time."""
+        events = [*self.rollouts.events, *self.learners.events]
+        self.rollouts.events, self.learners.events = [], []
         return sorted(events, key=lambda event: event["time_s"])
 
     def statuses(self, newest: tuple[int, int]) -> tuple[RoleStatus, ...]:
         """Of every worker and rank; `newest`: timeline and version of the published weights."""
-        return (*self.learners.statuses(newest), *self.rollouts.statuses(newest))
+        found = (*self.learners.statuses(newest), *self.rollouts.statuses(newest))
+        for role in found:
+            if self._states.get(role.name, ("", 0.0))[0] != role.state:
+                self._states[role.name] = (role.state, time.time())
+        return tuple(replace(role, since_s=self._states[role.name][1]) for role in found)
 
     def who_waits(self) -> str:
         """What every role does or waits for, in a sentence."""
@@ -127,18 +137,20 @@ class Fleet:
     def request_stop(self, reason: str) -> None:
         """The learner ends after its step; nothing new is leased."""
         self.stop_requested = reason
-        self._ask_replay(self.replay.stop.remote(reason))
+        # As long as a restart of replay may take, which reads data and journal.
+        answer(self.replay.stop.remote(reason), self.job.replay.call_timeout_s, "replay")
 
     def pause(self, is_paused: bool) -> None:
-        """Nothing new is leased or trained while it is paused; what is under way is finished."""
-        self._ask_replay(self.replay.pause.remote(is_paused))
+        """Nothing new is leased or trained while it is paused; what is under way is finished.
+
+        Not waited for, and forgotten when replay's process dies: say it again until it has effect.
+        """
+        self.replay.pause.remote(is_paused)
 
     def dismiss_learner(self, is_dismissed: bool) -> None:
-        """The ranks commit and end after their step, so that others can take their place."""
-        self._ask_replay(self.replay.dismiss_learner.remote(is_dismissed))
-
-    def _ask_replay(self, call: Any) -> None:
-        answer(call, self.job.health.call_timeout_s, "replay")
+        """The ranks commit and end after their step, so that others can take their place. As with
+        `pause`."""
+        self.replay.dismiss_learner.remote(is_dismissed)
 
     def request_evaluation(self, version: int) -> str | None:
         """Ask a worker to evaluate the held-out prompts; who it is, None where none can."""
@@ -158,12 +170,13 @@ class Fleet:
         self.learners.end()
         self.learners.resize(num_ranks)
         self.dismiss_learner(False)
-        self.learners.begin(commit, timeline, self._worker_actors())
+        self.learners.begin(commit, timeline)
 
     def go_back(self, commit: Commit, timeline: int) -> None:
         """Have the learners start again from `commit`, and replay with them; the workers go on."""
         self._replay_goes_back(commit, timeline)
-        self.learners.begin(commit, timeline, self._worker_actors())
+        self.learners.num_restarts += 1
+        self.learners.begin(commit, timeline)
         if self.stop_requested is not None:  # which replay's buffer of before had heard
             self.request_stop(self.stop_requested)
 
@@ -172,18 +185,16 @@ class Fleet:
         # Replay may have to start again, and to read the data, before it can.
         answer(call, self.job.rollout.start_timeout_s, "replay")
 
-    def _worker_actors(self) -> list[Any]:
-        """Those that get the weights over nccl."""
-        workers = self.rollouts.workers
-        return [workers[index].actor for index in sorted(workers)]
-
     def _open(self, commit: Commit | None, timeline: int) -> None:
-        """Have replay read the data while the other roles import what they need."""
+        """Have replay read the data while the other roles import what they need; they load no model
+        before."""
+        self.learners.begin(commit, timeline)
         timeout_s = self.job.rollout.start_timeout_s
         opening = self.replay.open.remote()
         deadline_s = time.monotonic() + timeout_s
         while not ray.wait([opening], timeout=LOOK_S)[0] and time.monotonic() < deadline_s:
             self.rollouts.tick()
+            self.learners.tick()
         try:
             ray.get(opening, timeout=0)
             prompts = ray.get(self.replay.eval_prompts.remote(), timeout=timeout_s)
@@ -194,7 +205,7 @@ class Fleet:
         self._eval_prompts = tuple(prompts)
         if commit is not None:
             self._replay_goes_back(commit, timeline)
-        self.learners.begin(commit, timeline, self._worker_actors())
+        self.rollouts.may_start = self.learners.may_start = True
 
     def _leave(self) -> None:
         """Those that call the others first."""

@@ -57,6 +57,7 @@ def rank_limits(job: JobConfig) -> Limits:
         phases={
             "train": step,
             "publish": (job.weights.timeout_s, "weights.timeout_s"),
+            "discard": step,
             "commit": step,
             "between": step,
         },
@@ -81,7 +82,7 @@ def failure(beat: Beat | None, silent_s: float, limits: Limits) -> str | None:
 
 def state_of(beat: Beat | None, silent_s: float, limits: Limits, newest: tuple[int, int]) -> State:
     """Of a role that has started. `newest`: timeline and version of the published weights."""
-    if silent_s > limits.silent_s:
+    if failure(beat, silent_s, limits) is not None:
         return State.DEAD
     if silent_s > limits.silent_s / 2:
         return State.SUSPECT

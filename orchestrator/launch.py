@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -22,6 +24,7 @@ from learner.checkpoint import Commit, Found, find
 from learner.commit_files import claim_timeline, set_aside
 from orchestrator import cluster, run_lease
 from orchestrator.actors import Event
+from orchestrator.autoscale import Scaling
 from orchestrator.checks import fits, import_dirs
 from orchestrator.control import Control
 from orchestrator.evaluations import Evaluations
@@ -33,7 +36,6 @@ from orchestrator.requests import Requests
 from orchestrator.run_dir import RunDir
 from orchestrator.run_lease import RunLease
 from orchestrator.run_state import RunState
-from orchestrator.scaling import Scaling
 from orchestrator.status import State, Status, write_status
 from orchestrator.watchdog import write_stacks
 from slipstream.config.job import JobConfig
@@ -60,11 +62,9 @@ def launch(
         Interrupts() as interrupts,
         Progress(console) as progress,
         cluster.connected(address, import_dirs(job_file.parent)) as context,
-        run_lease.held(job.run_dir.resolve()) as lease,
+        _leased(job, plan, job_file) as lease,
     ):
         interrupts.take()
-        if problems := fits(plan, cluster.available(), str(job_file)):
-            raise JobFileError(problems)
         run_dir = RunDir.open(job, overwrite=overwrite)
         progress.note(f"{job.name}: mode {job.mode}, files in {run_dir.path}")
         if context.dashboard_url:
@@ -96,6 +96,15 @@ def launch(
         )
     )
     return 130 if interrupts.requested else 0
+
+
+@contextmanager
+def _leased(job: JobConfig, plan: Plan, job_file: Path) -> Iterator[RunLease]:
+    """The run's directory, of a job that the cluster can hold at all."""
+    if problems := fits(plan, cluster.available(), str(job_file)):
+        raise JobFileError(problems)
+    with run_lease.held(job.run_dir.resolve()) as lease:
+        yield lease
 
 
 def _taken(found: Found, progress: Progress) -> Commit:
@@ -130,6 +139,7 @@ class _Run:
         self._interrupts = interrupts
         self._requests = Requests(job, Control(run_dir.path, lease.mine.id), fleet)
         self._evaluations = Evaluations(fleet.request_evaluation)
+        self._paused_at_s = 0.0
         self._scaling: Scaling | None = None
         if job.rollout.autoscale is not None:
             self._scaling = Scaling(job, time.time())
@@ -142,7 +152,7 @@ class _Run:
         limit_s = max(self._job.rollout.start_timeout_s, self._job.learner.start_timeout_s)
         deadline_s = time.monotonic() + limit_s
         while not self._fleet.is_ready:
-            self._fold(self._fleet.tick(START_LOOK_S))
+            self._look(START_LOOK_S)
             self.write_status("starting")
             if time.monotonic() > deadline_s:
                 roles = self._fleet.statuses(self._newest)
@@ -164,23 +174,22 @@ class _Run:
         learners = self._fleet.learners
         if not learners.is_done:
             return False
-        if self._requests.num_ranks is None or self._fleet.stop_requested is not None:
+        num_ranks = self._requests.take_num_ranks()
+        is_last = self._state.version >= self._state.num_steps
+        if num_ranks is None or is_last or self._fleet.stop_requested is not None:
             return True
         commit = find(self._run_dir.path / "checkpoints").required()
-        self._progress.note(f"the learner goes on with {self._requests.num_ranks} ranks")
-        self._fleet.rebuild_learner(commit, self._state.timeline, self._requests.num_ranks)
-        self._requests.num_ranks = None
+        self._progress.note(f"the learner goes on with {num_ranks} ranks")
+        self._fleet.rebuild_learner(commit, self._state.timeline, num_ranks)
         return False
 
     def _tick(self) -> None:
         try:
-            self._fold(self._fleet.tick(self._job.telemetry.progress_every_s))
+            self._look(self._job.telemetry.progress_every_s)
         except LearnerFailed as failure:
             self._go_back(failure)
         self._lease.check()
-        self._requests.tick()
-        if self._requests.num_ranks is not None:
-            self._fleet.dismiss_learner(True)  # again and again: replay may be another one by now
+        self._requests.tick(self._state.replay)
         if self._interrupts.requested and self._fleet.stop_requested is None:
             self._progress.note("stopping: the learner commits, then the job ends")
             self._fleet.request_stop("interrupted")
@@ -189,6 +198,13 @@ class _Run:
         self._progress.show(self._state)
         self.write_status(self._now())
         self._check_watchdog()
+
+    def _look(self, wait_s: float) -> None:
+        """At every role; what they have told is kept, whatever is found."""
+        try:
+            self._fleet.tick(wait_s)
+        finally:
+            self._fold(self._fleet.take_events())
 
     def _fold(self, events: list[Event]) -> None:
         for event in events:
@@ -291,8 +307,9 @@ class _Run:
 
     def _check_watchdog(self) -> None:
         if self._requests.is_paused:
-            self._state.last_step_at_s = time.time()  # its time begins anew with the training
-        since_s = self._state.last_step_at_s or self._state.training_started_at_s or time.time()
+            self._paused_at_s = time.time()  # the time begins anew with the training
+        steps_at_s = self._state.last_step_at_s or self._state.training_started_at_s or time.time()
+        since_s = max(steps_at_s, self._paused_at_s)
         limit_s = self._job.telemetry.watchdog_s
         if time.time() - since_s > limit_s:
             stacks = write_stacks(self._run_dir.path, self._fleet.stacks())

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,14 +20,14 @@ from ray.exceptions import RayError
 
 from learner.actor import LearnerRank
 from learner.checkpoint import Commit
-from orchestrator.actors import Event, Listener, cause_of, failed, is_done, make_actor
+from orchestrator.actors import Event, Listener, failed, is_done, make_actor, says_why
 from orchestrator.health import State, rank_limits
 from orchestrator.placement import Bundle, rank_bundles
 from orchestrator.status import RoleStatus
 from orchestrator.watchdog import Heard
 from replay.actor import ReplayClient
 from slipstream.config.job import JobConfig
-from slipstream.errors import LearnerFailed, Restartable, RoleFailed, SlipstreamError
+from slipstream.errors import LearnerFailed, RoleFailed
 
 THREADS = 3  # run, drain, stacks
 Stage = Literal["placing", "meeting", "starting", "running"]
@@ -45,7 +45,8 @@ class Rank:
 
 
 class Learners:
-    """The ranks of one job. `bundles`: shared devices; otherwise they get their own."""
+    """The ranks of one job. `bundles`: shared devices; otherwise they get their own. `workers`: the
+    actors that get the weights over nccl."""
 
     def __init__(
         self,
@@ -55,6 +56,7 @@ class Learners:
         *,
         replay: Any,
         board: Any,
+        workers: Callable[[], Sequence[Any]],
         bundles: list[Bundle] | None,
     ) -> None:
         self.job = job
@@ -62,21 +64,23 @@ class Learners:
         self._run_dir = run_dir
         self._replay = replay
         self._board = board
+        self._workers = workers
         self._shared = bundles
         self._bundles = bundles or rank_bundles(job)
         self._has_run = False
-        self.num_restarts = 0
+        self.may_start = False  # once the data is known to be good
+        self.num_restarts = 0  # that were not asked for
+        self.events: list[Event] = []  # for who takes them away
         self.is_done = False  # every rank has returned, none with an error
         self._stage: Stage = "placing"
         self._since_s = 0.0
         self._meeting: list[Any] = []  # rank 0's answers: where ranks and weights meet
         self.ranks: list[Rank] = []
 
-    def begin(self, commit: Commit | None, timeline: int, workers: Sequence[Any]) -> None:
-        """Have all ranks start. `workers`: the actors that get the weights over nccl."""
-        self._commit, self._timeline, self._workers = commit, timeline, workers
+    def begin(self, commit: Commit | None, timeline: int) -> None:
+        """Have all ranks start from `commit`, or anew."""
+        self._commit, self._timeline, self.ranks = commit, timeline, []
         self.start_version = 0 if commit is None else commit.version
-        self.num_restarts += self._has_run
         self.is_done = False
         self._enter("placing")
 
@@ -97,15 +101,17 @@ class Learners:
 
     # --- one look at each -------------------------------------------------------------
 
-    def tick(self) -> list[Event]:
-        """Events of the ranks. Raises RoleFailed, LearnerFailed where another start may help."""
+    def tick(self) -> None:
+        """Adds the ranks' events to `events`. Raises RoleFailed, LearnerFailed where another start
+        may help."""
         match self._stage:
             case "placing":
+                self._check_time(f"the devices of {len(self._bundles)} ranks were not given")
                 if all(bundle.is_placed for bundle in self._bundles):
                     self._construct()
             case "meeting":
                 if self._are_done(self._meeting, self.ranks[:1] * len(self._meeting)):
-                    self._start()
+                    self._start_when_allowed()
             case "starting":
                 if self._are_done([rank.call for rank in self.ranks], self.ranks):
                     for rank in self.ranks:
@@ -113,14 +119,13 @@ class Learners:
                     self._has_run = True
                     self._enter("running")
             case "running":
-                return self._listen()
-        return []
+                self._listen()
 
     def _construct(self) -> None:
-        self.ranks = []
         for number, bundle in enumerate(self._bundles):
             name = f"learner-{number}"
-            cores = self._cores[number % len(self._cores)]
+            # More than were planned for are not bound: their cores would be those of another.
+            cores = self._cores[number] if number < len(self._cores) else ()
             maker = make_actor(LearnerRank, name, max_concurrency=THREADS, **bundle.options)
             actor = maker.remote(self.job, number, cores)
             listener = Listener(actor, rank_limits(self.job))
@@ -129,7 +134,9 @@ class Learners:
         self._meeting = [first.address.remote() for _ in ("ranks", "weights")]
         self._enter("meeting")
 
-    def _start(self) -> None:
+    def _start_when_allowed(self) -> None:
+        if not self.may_start:
+            return
         meeting, weights = ray.get(self._meeting)
         client = ReplayClient(self._replay)
         commit_dir = None if self._commit is None else self._commit.path
@@ -139,7 +146,7 @@ class Learners:
                 weights,
                 client,
                 self._board,
-                self._workers,
+                self._workers(),
                 self._run_dir,
                 timeline=self._timeline,
                 commit_dir=commit_dir,
@@ -150,17 +157,18 @@ class Learners:
         for call, rank in zip(calls, ranks, strict=True):
             if is_done(call):
                 self._check(rank, call)
+        late = [rank.name for call, rank in zip(calls, ranks, strict=True) if not is_done(call)]
+        if late:
+            self._check_time(f"{', '.join(late)} did not start")
+        return not late
+
+    def _check_time(self, what: str) -> None:
         limit_s = self.job.learner.start_timeout_s
         if time.time() - self._since_s > limit_s:
-            late = ", ".join(r.name for c, r in zip(calls, ranks, strict=True) if not is_done(c))
-            self._fail(
-                f"{late} did not start within {limit_s:.0f} s (learner.start_timeout_s)",
-                may_help=True,
-            )
-        return all(is_done(call) for call in calls)
+            self._fail(f"{what} within {limit_s:.0f} s (learner.start_timeout_s)", may_help=True)
 
-    def _listen(self) -> list[Event]:
-        events = [event for rank in self.ranks for event in rank.listener.hear()]
+    def _listen(self) -> None:
+        self.events += [event for rank in self.ranks for event in rank.listener.hear()]
         ended = [rank for rank in self.ranks if is_done(rank.call)]
         for rank in self.ranks:
             if rank in ended:
@@ -168,16 +176,12 @@ class Learners:
             elif (why := rank.listener.failure()) is not None:
                 self._fail(f"{rank.name} {why}", may_help=True)
         self.is_done = len(ended) == len(self.ranks)
-        return events
 
     def _check(self, rank: Rank, call: Any) -> None:
         try:
             ray.get(call)
         except RayError as error:
-            cause = cause_of(error)
-            said = isinstance(cause, SlipstreamError) and not isinstance(cause, Restartable)
-            why = failed(rank.name, error, self.job.health.call_timeout_s)
-            self._fail(str(why), may_help=not said)
+            self._fail(str(failed(rank.name, error)), may_help=not says_why(error))
 
     def _fail(self, why: str, *, may_help: bool) -> None:
         """With nccl the engines' end of the weights' group cannot be formed anew."""
@@ -209,24 +213,23 @@ class Learners:
 
     def statuses(self, newest: tuple[int, int]) -> list[RoleStatus]:
         """Of each rank; `newest`: timeline and version of the published weights."""
-        found = []
-        for rank in self.ranks:
-            beat = rank.listener.beat if self.is_running else None
-            state = rank.listener.state(newest) if self.is_running else State.STARTING
-            doing = self._stage if beat is None else beat.phase
-            found.append(
-                RoleStatus(
-                    name=rank.name,
-                    state=state,
-                    version=None if beat is None or beat.version < 0 else beat.version,
-                    incarnation=self._timeline,
-                    num_restarts=self.num_restarts,
-                    node=rank.node,
-                    since_s=self._since_s,
-                    detail="done" if self.is_done else doing,
-                )
-            )
-        return found
+        if not self.ranks:
+            return [self._status(f"learner-{n}", None, newest) for n in range(len(self._bundles))]
+        return [self._status(rank.name, rank, newest) for rank in self.ranks]
+
+    def _status(self, name: str, rank: Rank | None, newest: tuple[int, int]) -> RoleStatus:
+        heard = rank.listener if rank is not None and self.is_running else None
+        doing: str = self._stage if heard is None or heard.beat is None else heard.beat.phase
+        return RoleStatus(
+            name=name,
+            state=State.STARTING if heard is None else heard.state(newest),
+            version=None if heard is None else heard.version,
+            incarnation=self._timeline,
+            num_restarts=self.num_restarts,
+            node="" if rank is None else rank.node,
+            since_s=self._since_s,
+            detail="done" if self.is_done else doing,
+        )
 
     def heard(self) -> dict[str, Heard]:
         """What each rank last said, by name."""

@@ -35,7 +35,6 @@ class Bundle:
     index: int  # in the group
     cpus: float
     gpus: float
-    is_own: bool = True  # nobody else sits in its group
 
     @property
     def is_placed(self) -> bool:
@@ -82,8 +81,7 @@ def rank_bundles(job: JobConfig) -> list[Bundle]:
     cpus, gpus = learner.cpus_per_rank, learner.gpus_per_rank
     group = _group([(cpus, gpus)] * learner.num_ranks, learner.placement)
     return [
-        Bundle(group=group, index=rank, cpus=cpus, gpus=gpus, is_own=learner.num_ranks == 1)
-        for rank in range(learner.num_ranks)
+        Bundle(group=group, index=rank, cpus=cpus, gpus=gpus) for rank in range(learner.num_ranks)
     ]
 
 
@@ -95,7 +93,7 @@ def shared_bundles(job: JobConfig) -> tuple[list[Bundle], list[Bundle]]:
     num_bundles = max(rollout.num_workers, learner.num_ranks)
     group = _group([(cpus, gpus)] * num_bundles, learner.placement)
     halves = [
-        Bundle(group=group, index=index, cpus=cpus * SHARED, gpus=gpus * SHARED, is_own=False)
+        Bundle(group=group, index=index, cpus=cpus * SHARED, gpus=gpus * SHARED)
         for index in range(num_bundles)
     ]
     return halves[: rollout.num_workers], halves[: learner.num_ranks]

@@ -5,6 +5,9 @@ slipstream scale, pause, resume, stop ──▶ <run>/control ──▶ `tick` �
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from orchestrator import cluster
 from orchestrator.control import Control, Pause, Request, Resume, Scale, Stop
 from orchestrator.fleet import Fleet
@@ -20,14 +23,23 @@ class Requests:
         self._job = job
         self._control = control
         self._fleet = fleet
-        self.num_ranks: int | None = None  # that the learner shall have instead
+        self._num_ranks: int | None = None  # that the learner shall have instead
         self.is_paused = False
 
-    def tick(self) -> None:
-        """Look for new ones."""
+    def tick(self, replay: Mapping[str, Any]) -> None:
+        """Look for new ones. `replay`: its statistics; what it has forgotten it is told again."""
+        if replay.get("paused") not in (None, self.is_paused):
+            self._fleet.pause(self.is_paused)
+        if self._num_ranks is not None:
+            self._fleet.dismiss_learner(True)
         for asked in self._control.poll():
             ok, message = self._carry_out(asked.request)
             self._control.answer(asked, ok=ok, message=message)
+
+    def take_num_ranks(self) -> int | None:
+        """How many ranks the learner is to have instead, once it has ended for that."""
+        num_ranks, self._num_ranks = self._num_ranks, None
+        return num_ranks
 
     def _carry_out(self, request: Request) -> Outcome:
         match request:
@@ -55,7 +67,8 @@ class Requests:
             self._fleet.rollouts.scale(request.rollout)
             done.append(f"{request.rollout} rollout workers from now on")
         if request.learner not in (None, self._fleet.learners.job.learner.num_ranks):
-            self.num_ranks = request.learner
+            self._num_ranks = request.learner
+            self._fleet.dismiss_learner(True)
             done.append(f"{request.learner} learner ranks after this step and a commit")
         return True, "; ".join(done) or "it is as you say"
 
@@ -64,13 +77,27 @@ class Requests:
             return "workers and ranks share devices (rollout.colocate): their numbers stay"
         if self._job.weights.transport == "nccl":
             return "with weights.transport: nccl the numbers stay; use object_store"
+        if request.rollout is not None and self._job.rollout.autoscale is not None:
+            return "rollout.autoscale decides about the workers; launch without it to say so"
         if request.learner is None:
             return None
-        if self.num_ranks is not None:
-            return f"the learner is being rebuilt with {self.num_ranks} ranks"
-        learner = self._job.learner
-        for name, each in (("CPU", learner.cpus_per_rank), ("GPU", learner.gpus_per_rank)):
-            asked, there = request.learner * each, cluster.available().get(name, 0)
-            if asked > there:
-                return f"{request.learner} ranks ask for {asked} {name}, the cluster has {there:g}"
+        if not self._fleet.learners.is_running or self._num_ranks is not None:
+            return "the learner is just being started; ask again when it runs"
+        return self._too_many(request)
+
+    def _too_many(self, request: Scale) -> str | None:
+        """What the cluster cannot hold. (Workers wait for nodes to come; ranks would stop all.)"""
+        assert request.learner is not None
+        rollout, learner, there = self._job.rollout, self._job.learner, cluster.available()
+        num_workers = request.rollout or self._fleet.rollouts.num_wanted
+        for name, each, other in (
+            ("CPU", learner.cpus_per_rank, rollout.cpus),
+            ("GPU", learner.gpus_per_rank, rollout.gpus),
+        ):
+            asked, free = request.learner * each, there.get(name, 0) - num_workers * other
+            if asked > free:
+                return (
+                    f"{request.learner} ranks ask for {asked} {name}, and {num_workers} workers "
+                    f"leave {max(0, free):g} of the cluster's"
+                )
         return None

@@ -10,6 +10,7 @@ was replaced has an older incarnation, and replay refuses what it brings.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -18,7 +19,15 @@ from typing import Any, Literal
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from orchestrator.actors import Event, Listener, cause_of, failed, is_done, make_actor
+from orchestrator.actors import (
+    Event,
+    Listener,
+    cause_of,
+    failed,
+    is_done,
+    make_actor,
+    says_why,
+)
 from orchestrator.health import State, worker_limits
 from orchestrator.placement import Bundle, draining_nodes, living_nodes, worker_bundle
 from orchestrator.status import RoleStatus
@@ -26,7 +35,7 @@ from orchestrator.watchdog import Heard
 from replay.actor import ReplayClient
 from rollout_worker.actor import RolloutWorkerActor
 from slipstream.config.job import JobConfig
-from slipstream.errors import Restartable, RoleFailed, SlipstreamError
+from slipstream.errors import RoleFailed, SlipstreamError
 
 THREADS = 7  # run, drain, request_evaluation, transfer, leave, stop, stacks
 LOOK_FOR_DRAINING_EVERY_S = 2.0
@@ -60,13 +69,13 @@ class Worker:
         return f"{self.name} {self.incarnation}"
 
     def status(self, newest: tuple[int, int], num_restarts: int) -> RoleStatus:
-        beat = None if self.listener is None else self.listener.beat
-        state = State.STARTING if self.listener is None else self.listener.state(newest)
-        doing: str = self.stage if beat is None else beat.phase
+        heard = self.listener
+        state = State.STARTING if heard is None else heard.state(newest)
+        doing: str = self.stage if heard is None or heard.beat is None else heard.beat.phase
         return RoleStatus(
             name=self.name,
             state=State.DRAINING if self.leaving is not None else state,
-            version=None if beat is None or beat.version < 0 else beat.version,
+            version=None if heard is None else heard.version,
             incarnation=self.incarnation,
             num_restarts=num_restarts,
             node=(self.node or "")[:8],
@@ -93,12 +102,13 @@ class Rollouts:
         self._board = board
         self._bundles = bundles
         self._limits = worker_limits(job)
-        self._events: list[Event] = []
+        self.events: list[Event] = []  # for who takes them away
         self._incarnations: Counter[int] = Counter()  # by index: those that were
         self._deaths: Counter[int] = Counter()
         self._deaths_in_row: Counter[int] = Counter()
         self._look_for_draining_s = 0.0
         self.num_wanted = job.rollout.num_workers
+        self.may_start = False  # once the data is known to be good
         self.workers: dict[int, Worker] = {}
         self._add_missing()
 
@@ -107,7 +117,8 @@ class Rollouts:
     def scale(self, num_workers: int) -> None:
         """So many from now on: more are added, or those that came last leave in order."""
         self.num_wanted = num_workers
-        for index in sorted(self.workers, reverse=True)[: len(self.workers) - num_workers]:
+        staying = [i for i in sorted(self.workers) if self.workers[i].leaving is None]
+        for index in staying[num_workers:]:
             self._ask_to_leave(self.workers[index], "scaled down")
         self._add_missing()
 
@@ -117,21 +128,23 @@ class Rollouts:
         every = [self.workers[index] for index in sorted(self.workers)]
         return [w for w in every if w.stage == "running" and w.leaving is None]
 
+    def actors(self) -> list[Any]:
+        """Of every worker, by index."""
+        return [self.workers[index].actor for index in sorted(self.workers)]
+
     @property
     def is_ready(self) -> bool:
         """Whether training may start."""
-        return len(self.running) >= (self._job.rollout.min_workers or self.num_wanted)
+        return len(self.running) >= (self._job.rollout.quorum or self.num_wanted)
 
     # --- one look at each -------------------------------------------------------------
 
-    def tick(self) -> list[Event]:
-        """Events of the workers, and of what became of them. Raises RoleFailed."""
+    def tick(self) -> None:
+        """Adds to `events`: the workers', and what became of them. Raises RoleFailed."""
         self._look_for_draining_nodes()
         for worker in list(self.workers.values()):
             self._look_at(worker)
         self._add_missing()
-        events, self._events = self._events, []
-        return events
 
     def calls(self) -> list[Any]:
         """To wait for: one that is done needs a look."""
@@ -145,10 +158,12 @@ class Rollouts:
         match worker.stage:
             case "placing":
                 if worker.bundle.is_placed:
-                    self._start(worker)
+                    self._construct(worker)
             case "starting":
                 limit_s = self._job.rollout.start_timeout_s
-                if is_done(worker.call):
+                if worker.call is None:
+                    self._start(worker)
+                elif is_done(worker.call):
                     self._started(worker)
                 elif time.time() - worker.since_s > limit_s:
                     late = f"did not start within {limit_s:.0f} s (rollout.start_timeout_s)"
@@ -160,32 +175,36 @@ class Rollouts:
                 elif (why := _listener(worker).failure()) is not None:
                     self._died(worker, RoleFailed(f"{worker.name} {why}"), blame=False)
 
-    def _start(self, worker: Worker) -> None:
+    def _construct(self, worker: Worker) -> None:
         worker.node = worker.bundle.node
-        cores = self._cores[worker.index % len(self._cores)]
+        # More than were planned for are not bound: their cores would be those of another.
+        cores = self._cores[worker.index] if worker.index < len(self._cores) else ()
         maker = make_actor(
             RolloutWorkerActor, worker.name, max_concurrency=THREADS, **worker.bundle.options
         )
         worker.actor = maker.remote(self._job, worker.index, worker.incarnation, cores)
-        worker.call = worker.actor.start.remote(ReplayClient(self._replay), self._board)
         worker.enter("starting")
+
+    def _start(self, worker: Worker) -> None:
+        if self.may_start:
+            worker.call = worker.actor.start.remote(ReplayClient(self._replay), self._board)
 
     def _started(self, worker: Worker) -> None:
         try:
-            ray.get(worker.call)
+            pid = ray.get(worker.call)
         except RayError as error:
             self._failed(worker, error)
             return
         worker.listener = Listener(worker.actor, self._limits)
         worker.call = worker.actor.run.remote()
         worker.enter("running")
-        self._tell("worker_started", worker, node=worker.node)
+        self._tell("worker_started", worker, node=worker.node, pid=pid)
 
     def _listen(self, worker: Worker) -> None:
         events = _listener(worker).hear()
         if any(event["kind"] == "busy" and event["num_tokens"] for event in events):
             self._deaths_in_row[worker.index] = 0
-        self._events += events
+        self.events += events
 
     def _ended(self, worker: Worker) -> None:
         """Its `run` has returned or raised."""
@@ -201,10 +220,9 @@ class Rollouts:
             self._died(worker, RoleFailed(why), blame=False)
 
     def _failed(self, worker: Worker, error: RayError) -> None:
-        cause = cause_of(error)
-        why = failed(worker.name, error, self._job.health.call_timeout_s)
-        if isinstance(cause, SlipstreamError) and not isinstance(cause, Restartable):
-            raise why  # it said what is wrong, and another one would say the same
+        cause, why = cause_of(error), failed(worker.name, error)
+        if says_why(error):
+            raise why
         # Of itself: neither was its node lost, nor one of those that it talks to.
         died = isinstance(error, RayActorError) and worker.node in living_nodes()
         raised = cause is not None and not isinstance(cause, RayActorError | SlipstreamError)
@@ -236,22 +254,26 @@ class Rollouts:
         self._deaths[worker.index] += 1
         self._deaths_in_row[worker.index] += 1
         self._tell("worker_died", worker, cause=str(why), blame=blame)
+        self._check_transport(str(why))
+        if self._deaths_in_row[worker.index] > self._job.rollout.max_restarts:
+            raise RoleFailed(
+                f"{why}\nIt has died {self._deaths_in_row[worker.index]} times in a row without a "
+                "finished answer in between (rollout.max_restarts)"
+            )
+        self._end(worker, blame=blame)
+        self._add(worker.index, worker.bundle)
+
+    def _check_transport(self, why: str) -> None:
         if self._job.weights.transport == "nccl":
             raise RoleFailed(
                 f"{why}\nWith weights.transport: nccl a worker cannot be replaced; go on with "
                 "--resume"
             )
-        if self._deaths_in_row[worker.index] > self._job.rollout.max_restarts:
-            raise RoleFailed(
-                f"{why}\nIt has died {self._deaths_in_row[worker.index]} times in a row without a "
-                "token in between (rollout.max_restarts)"
-            )
-        self._end(worker, blame=blame)
-        self._add(worker.index, worker.bundle)
 
     def _gone(self, worker: Worker, reason: str) -> None:
         """It has left in order, or was about to."""
         self._tell("worker_left", worker, reason=reason)
+        self._check_transport(f"{worker.name} has left: {reason}")
         self._end(worker, blame=False)
         del self.workers[worker.index]
         if self._bundles is None:
@@ -284,19 +306,21 @@ class Rollouts:
     # --- the beginning of a worker ----------------------------------------------------
 
     def _add_missing(self) -> None:
+        if self._bundles is not None:  # shared: who leaves keeps its place until it is gone
+            for index in set(range(self.num_wanted)) - self.workers.keys():
+                self._add(index, self._bundles[index])
+            return
         staying = sum(worker.leaving is None for worker in self.workers.values())
-        free = (index for index in range(10**6) if index not in self.workers)
+        free = (index for index in itertools.count() if index not in self.workers)
         for _ in range(self.num_wanted - staying):
-            index = next(free)
-            bundle = worker_bundle(self._job) if self._bundles is None else self._bundles[index]
-            self._add(index, bundle)
+            self._add(next(free), worker_bundle(self._job))
 
     def _add(self, index: int, bundle: Bundle) -> None:
         self.workers[index] = Worker(index, self._incarnations[index], bundle)
         self._incarnations[index] += 1
 
     def _tell(self, kind: str, worker: Worker, **fields: Any) -> None:
-        self._events.append(
+        self.events.append(
             {
                 "kind": kind,
                 "role": "rollout",

@@ -7,6 +7,8 @@
     job.yaml          the job as resolved, presets and overrides included
     result.json       the figures of the newest launch, written at its end
     metrics.jsonl     every event of every role, one JSON object a line
+    replay.sqlite     replay's journal
+    stacks-*.txt      what every role did when the watchdog ended the job
     checkpoints/      the commits, and `latest`
 """
 
@@ -22,7 +24,6 @@ from ruamel.yaml import YAML
 
 from orchestrator import run_lease
 from slipstream.config.job import JobConfig
-from slipstream.errors import JobFileError, Problem
 
 
 class RunDir:
@@ -37,11 +38,9 @@ class RunDir:
     def open(cls, job: JobConfig, *, overwrite: bool) -> Self:
         """Create or reopen the directory of `job`, which the caller holds (`run_lease.held`).
 
-        Whether it may be is the preflight's say. Raises JobFileError where another driver holds it.
+        Whether it may be is the preflight's say.
         """
         path = job.run_dir.resolve()
-        if message := run_lease.refusal(path):
-            raise JobFileError([Problem(str(path), "", message)])
         if overwrite:
             _clear(path)
         path.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ made: that takes seconds in which replay reads the data. SIGTERM means `leave`.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -42,8 +43,8 @@ class RolloutWorkerActor:
 
             import_vllm(job.rollout, cores)
 
-    def start(self, replay: ReplayForWorkers, board: Any) -> None:
-        """Start the engine and the scoring processes."""
+    def start(self, replay: ReplayForWorkers, board: Any) -> int:
+        """Start the engine and the scoring processes; this process's id."""
         from rollout_worker.build import build_worker
 
         timeout_s = self._job.weights.timeout_s
@@ -63,6 +64,7 @@ class RolloutWorkerActor:
             get=get,
             events=self._events,
         )
+        return os.getpid()
 
     def run(self) -> str:
         """Roll out until `stop` ("stopped"), until it has left ("left"), or until a later

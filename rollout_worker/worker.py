@@ -144,7 +144,6 @@ class RolloutWorker:
         phase, phase_s = self._busy.now()
         timeline, version = self._adoption.held
         return Beat(
-            incarnation=self._incarnation,
             timeline=timeline,
             version=version,
             phase=phase,

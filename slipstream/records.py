@@ -217,7 +217,7 @@ class Wait:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stop:
-    """The job is over: finish what you do and leave."""
+    """Finish what you do and leave: the job is over, or others take your place."""
 
     reason: str
     replaced: bool = False  # over for this worker alone: another has its name

@@ -24,6 +24,10 @@ Events (kind: fields beside role, index and time_s):
             `commit_failed`, `prune_failed`
                        version, message
     driver  `went_back`  timeline, version, cause
+            and, with the role and index of the worker that they are about:
+            `worker_started`  incarnation, node, pid
+            `worker_died`     incarnation, cause, blame (its prompts may have killed it)
+            `worker_left`     incarnation, reason
 """
 
 from __future__ import annotations
@@ -66,7 +70,6 @@ class EventLog:
 class Beat:
     """What a role's work loop does now, read beside it. Ages are of the role's own clock."""
 
-    incarnation: int  # of a worker; a rank's is its timeline
     timeline: int  # of the weights held
     version: int  # of them; -1 before the first
     phase: str  # of `Busy`, or "between"

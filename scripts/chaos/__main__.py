@@ -38,7 +38,7 @@ SCRIPTED = (
     *COMMON,
     *("rollout.engine=scripted", "weights.probe=false", "rollout.num_workers=2"),
     # Of a small step, so that the training itself takes little of the time.
-    *("learner.groups_per_batch=8", "rollout.min_workers=1"),
+    *("learner.groups_per_batch=8", "rollout.quorum=1"),
 )
 STRUCK = ("learner", "replay", "weights", "rollout")
 PAUSES_S = (2.0, 5.0)

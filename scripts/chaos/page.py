@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from chaos.lengths import kolmogorov_smirnov
+from chaos.run import STARVED_S, STOPPED_S
 from results import table
 
 TITLES = {
@@ -23,9 +24,9 @@ def page(figures: dict[str, Any], signed: str) -> str:
             "# Roles killed, stopped and starved while a job trains",
             "",
             signed,
-            "`kill` is SIGKILL; `stop` is SIGSTOP for 20 s, longer than "
-            "`health.heartbeat_timeout_s` (8 s); `starve` is SIGSTOP for 3 s. At the end of each "
-            "run `slipstream ledger` found every prompt trained once, dropped with a reason, or "
+            f"`kill` is SIGKILL; `stop` is SIGSTOP for {STOPPED_S:.0f} s, longer than "
+            f"`health.heartbeat_timeout_s`; `starve` is SIGSTOP for {STARVED_S:.0f} s. At the end "
+            "of each run `slipstream ledger` found every prompt trained once, dropped with a reason, or "
             "pending, and no group of a replaced worker accepted.",
             "",
             *(line for name in TITLES if name in figures for line in _run(name, figures[name])),

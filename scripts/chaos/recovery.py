@@ -2,54 +2,76 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from chaos.run import Strike
 
 Event = Mapping[str, Any]
+NEITHER: dict[str, float | None] = {"noticed_s": None, "mended_s": None}
 
 
 def recoveries(strikes: Sequence[Strike], events: Sequence[Event]) -> list[dict[str, Any]]:
     """Of every strike: seconds until it was noticed, and until it was mended; None where neither
     was needed, or the job ended before.
 
-    A worker is mended when another incarnation has adopted weights, the learner with its next
+    A worker is mended when its next incarnation has adopted weights, the learner with its next
     step after it went back, everything else with the next step.
     """
     return [
-        {"role": strike.role, "how": strike.how, **_recovery(strike, events)} for strike in strikes
+        {
+            "role": strike.role,
+            "how": strike.how,
+            **_recovery(strike, events, _next_same(strike, strikes)),
+        }
+        for strike in strikes
     ]
 
 
-def _recovery(strike: Strike, events: Sequence[Event]) -> dict[str, float | None]:
+def _next_same(strike: Strike, strikes: Sequence[Strike]) -> float:
+    """When the same role was struck again: what is noticed later may be of that."""
+    later = (one.at_s for one in strikes if one.role == strike.role and one.at_s > strike.at_s)
+    return next(later, math.inf)
+
+
+def _recovery(strike: Strike, events: Sequence[Event], until_s: float) -> dict[str, float | None]:
     match strike.role:
         case "rollout":
-            died = _next(events, strike.at_s, lambda e: e["kind"] == "worker_died")
-            if died is None:
-                return {"noticed_s": None, "mended_s": None}
-            back = _next(
-                events,
-                died["time_s"],
-                lambda e: e["kind"] == "worker_started" and e["index"] == died["index"],
+            started = _next(
+                events, 0.0, lambda e: e["kind"] == "worker_started" and e["pid"] == strike.pid
             )
-            mended = back and _next(
+            if started is None:
+                return NEITHER  # it was struck before it had started
+            index, incarnation = started["index"], started["incarnation"]
+            noticed = _next(
                 events,
-                back["time_s"] - 1.0,  # by another process
-                lambda e: e["kind"] == "adopted" and e["index"] == died["index"],
+                strike.at_s,
+                lambda e: _is(e, "worker_died", index) and e["incarnation"] == incarnation,
+            )
+            back = noticed and _next(
+                events, noticed["time_s"], lambda e: _is(e, "worker_started", index)
+            )
+            # Told by another process, whose clock is not the driver's.
+            mended = back and _next(
+                events, back["time_s"] - 1.0, lambda e: _is(e, "adopted", index)
             )
         case "learner":
-            died = _next(events, strike.at_s, lambda e: e["kind"] == "went_back")
-            if died is None:
-                return {"noticed_s": None, "mended_s": None}
-            mended = _next(events, died["time_s"], lambda e: e["kind"] == "step")
+            noticed = _next(events, strike.at_s, lambda e: e["kind"] == "went_back")
+            if noticed is not None and noticed["time_s"] > until_s:
+                return NEITHER
+            mended = noticed and _next(events, noticed["time_s"], lambda e: e["kind"] == "step")
         case _:
-            died = None
+            noticed = None
             mended = _next(events, strike.at_s, lambda e: e["kind"] == "step")
     return {
-        "noticed_s": None if died is None else died["time_s"] - strike.at_s,
+        "noticed_s": None if noticed is None else noticed["time_s"] - strike.at_s,
         "mended_s": None if mended is None else mended["time_s"] - strike.at_s,
     }
+
+
+def _is(event: Event, kind: str, index: int) -> bool:
+    return bool(event["kind"] == kind and event["index"] == index)
 
 
 def _next(

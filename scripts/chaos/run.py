@@ -37,6 +37,7 @@ class Strike:
 
     role: str
     how: How
+    pid: int
     at_s: float  # time.time()
     num_steps: int  # made until then
 
@@ -48,7 +49,6 @@ class Run:
     file: Path
     directory: Path
     settings: tuple[str, ...]
-    address: str | None = None  # of a Ray cluster; default: a private one
     process: subprocess.Popen[bytes] | None = None
     num_launches: int = 0
     strikes: list[Strike] = field(default_factory=list)
@@ -67,7 +67,6 @@ class Run:
             shutil.rmtree(self.directory, ignore_errors=True)  # also its count of steps
         how = "--resume" if self.num_launches else "--overwrite"
         command = [sys.executable, "-m", "orchestrator.cli", "launch", str(self.file), how]
-        command += ["--address", self.address] if self.address else []
         self.directory.parent.mkdir(parents=True, exist_ok=True)
         log = self.directory.with_suffix(".log").open("ab" if self.num_launches else "wb")
         where = f"checkpoint.dir={self.directory.parent}"
@@ -125,7 +124,9 @@ class Run:
                 process.suspend()
                 seconds = STOPPED_S if how == "stop" else STARVED_S
                 self._stopped.append((time.monotonic() + seconds, process))
-        self.strikes.append(Strike(role=role, how=how, at_s=now_s, num_steps=num_steps))
+        self.strikes.append(
+            Strike(role=role, how=how, pid=process.pid, at_s=now_s, num_steps=num_steps)
+        )
         return True
 
     def wake(self, *, everybody: bool = False) -> None:

@@ -66,10 +66,10 @@ def _engine(job: JobConfig) -> Iterator[Finding]:
 
 
 def _workers(job: JobConfig) -> Iterator[Finding]:
-    fewest, num_workers = job.rollout.min_workers, job.rollout.num_workers
+    fewest, num_workers = job.rollout.quorum, job.rollout.num_workers
     if fewest is not None and fewest > num_workers:
         yield (
-            "rollout.min_workers",
+            "rollout.quorum",
             f"training would wait for {fewest} workers, and only {num_workers} are started; lower "
             "it, or raise rollout.num_workers",
         )

@@ -155,9 +155,7 @@ class RolloutConfig(Section):
     # scripted: tokens at random without a model, for tests of failures alone
     engine: Literal["vllm", "scripted"] = "vllm"
     num_workers: PositiveInt = 1
-    autoscale: AutoscaleConfig | None = (
-        None  # from num_workers on; default: there are always so many
-    )
+    autoscale: AutoscaleConfig | None = None  # default: there are always num_workers
     group_size: PositiveInt = 8  # G, rollouts of one prompt
     max_new_tokens: PositiveInt = 512
     temperature: Annotated[float, Field(ge=0.01)] = 1.0  # vLLM knows none between this and 0
@@ -170,9 +168,9 @@ class RolloutConfig(Section):
     kv_cache_gib: PositiveInt = 1  # CPU engines only
     enforce_eager: bool = False  # no graph capture or compilation
     start_timeout_s: PositiveFloat = 600.0
-    step_timeout_s: PositiveFloat = 60.0  # of one decode step, of a prompt too
-    min_workers: PositiveInt | None = None  # training starts with so many; default: all
-    max_restarts: NonNegativeInt = 3  # of one worker in a row, without a group from it in between
+    step_timeout_s: PositiveFloat = 60.0  # of one step of an engine; one that hangs is replaced
+    quorum: PositiveInt | None = None  # workers with which training starts; default: all
+    max_restarts: NonNegativeInt = 3  # of one worker in a row, without a finished answer in between
     grace_s: PositiveFloat = 30.0  # of a worker that must leave, to finish what it has
     placement: PlacementConfig = PlacementConfig()
 
@@ -195,7 +193,7 @@ class LearnerConfig(Section):
     start_timeout_s: PositiveFloat = 600.0  # also of each collective of the ranks until then
     step_timeout_s: PositiveFloat = 600.0  # of one step on every rank, its collectives among it
     max_bad_steps: NonNegativeInt = 3  # in a row with gradients that are not finite; then go back
-    max_restarts: NonNegativeInt = 3  # from one and the same commit, when a rank dies
+    max_restarts: NonNegativeInt = 3  # from one and the same commit
     placement: PlacementConfig = PlacementConfig()
 
 
@@ -244,7 +242,11 @@ class CheckpointConfig(Section):
 
 
 class HealthConfig(Section):
-    """How soon a role is taken for dead. A worker is replaced then, the learner starts again."""
+    """How soon a role is taken for dead. A worker is replaced then, the learner starts again.
+
+    One that answers is dead too when its work takes longer than rollout.step_timeout_s,
+    learner.step_timeout_s or weights.timeout_s.
+    """
 
     heartbeat_timeout_s: PositiveFloat = 8.0  # without an answer: killed, stopped, or cut off
     probe_every_s: PositiveFloat = 5.0  # an engine without work makes a token that often

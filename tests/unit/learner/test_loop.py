@@ -54,6 +54,7 @@ class World:
             rank=rank,
             timeline=timeline,
             version=version,
+            is_new=timeline == 0,
             step=self,  # type: ignore[arg-type]
             replay=self.replay,
             publisher=self,
