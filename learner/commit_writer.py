@@ -2,7 +2,7 @@
 
     start(version)   waits for the commit before, copies (collective), returns
     thread           writes the copies; on rank 0 it makes the commit and tells who wants to know
-    wait()           at the end of the job: the last commit is there, or SlipstreamError
+    wait()           at the end of the job: the last commit is there, or CommitFailed
 
 A commit that fails is reported and its files are removed; training goes on, and the commits
 before it stay. Knows no torch.
@@ -22,7 +22,7 @@ from learner.checkpoint import GROUPS, reason_of
 from learner.commit_files import Write
 from slipstream.config.compare import job_hash
 from slipstream.config.job import JobConfig
-from slipstream.errors import SlipstreamError
+from slipstream.errors import CommitFailed, SlipstreamError
 from slipstream.records import ReplaySnapshot
 from slipstream.telemetry import EventLog
 
@@ -90,10 +90,10 @@ class CommitWriter:
             self._thread = None
 
     def wait(self) -> None:
-        """Until the newest commit is there. Raises SlipstreamError where it failed."""
+        """Until the newest commit is there. Raises CommitFailed."""
         self.join()
         if self._failure is not None:
-            raise SlipstreamError(f"the last {self._failure}")
+            raise CommitFailed(f"the last {self._failure}")
 
     def _write(
         self,

@@ -84,7 +84,7 @@ class LearnerLoop:
             if self.version > self._committed_version:
                 self._commit()
         finally:
-            with self._busy.phase("commit"):
+            with self._busy.phase("write"):
                 self._commits.join()  # where training fails, that under way is good all the same
         self._commits.wait()
         return self.version
@@ -159,6 +159,8 @@ class LearnerLoop:
 
     def _commit(self) -> None:
         """The files are written while training goes on."""
+        with self._busy.phase("write"):  # of the commit before: as long as its disk takes
+            self._commits.join()
         with self._busy.phase("commit"):
             snapshot = None
             if self._rank == 0:

@@ -1,6 +1,6 @@
 """From a job file to a running job: plan, place, start, watch, finish; the command line.
 
-`fleet` has the actors of a job: `rollouts` and `learners` make them, hear them and mend what breaks.
+`fleet` has the actors of a job; `rollouts` and `learners` make them, hear them, mend what breaks.
 What decides is pure: `health`, `evaluations`, `autoscale`, `run_state`, `watchdog`, `plan`.
 """
 

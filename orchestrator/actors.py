@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
-from orchestrator.health import Limits, State, failure, state_of
+from orchestrator.health import Failure, Limits, State, failure, state_of
 from orchestrator.watchdog import Heard
 from slipstream.errors import Restartable, RoleFailed, SlipstreamError
 from slipstream.telemetry import Beat
@@ -98,7 +98,7 @@ class Listener:
         """How long it has owed an answer."""
         return 0.0 if self._asked is None else time.monotonic() - self._asked_s
 
-    def failure(self) -> str | None:
+    def failure(self) -> Failure | None:
         return failure(self.beat, self.silent_s, self.limits)
 
     def state(self, newest: tuple[int, int]) -> State:

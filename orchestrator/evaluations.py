@@ -25,7 +25,7 @@ class Evaluations:
             self._wanted[version] = None
 
     def heard(self, event: Mapping[str, Any]) -> None:
-        """An `eval` event."""
+        """An `eval` event, of weights that are not gone."""
         self._wanted = {v: who for v, who in self._wanted.items() if v > event["version"]}
 
     def go_back(self, version: int) -> None:

@@ -26,7 +26,7 @@ from orchestrator.status import RoleStatus
 from orchestrator.watchdog import who_waits
 from replay.actor import ReplayActor
 from slipstream.config.job import JobConfig
-from slipstream.errors import JobFileError, Problem, RoleFailed, SlipstreamError
+from slipstream.errors import JobFileError, Problem, SlipstreamError
 from slipstream.records import Prompt
 
 LOOK_S = 0.1  # between two looks at roles that start
@@ -45,6 +45,8 @@ class Fleet:
     learners: Learners
     stop_requested: str | None = None
     _states: dict[str, tuple[str, float]] = field(default_factory=dict)  # since when, by role
+    _asked_stats: Any = None
+    _asked_stats_s: float = 0.0
     _stats: Mapping[str, Any] = field(default_factory=dict)
     _eval_prompts: tuple[Prompt, ...] = ()
 
@@ -88,6 +90,8 @@ class Fleet:
         ended, _ = ray.wait(calls, num_returns=len(calls), timeout=0) if calls else ([], [])
         if len(ended) < len(calls):
             ray.wait(calls, num_returns=len(ended) + 1, timeout=wait_s)
+        else:
+            time.sleep(wait_s)
         if asked := [*self.rollouts.ask(), *self.learners.ask()]:
             ray.wait(asked, num_returns=len(asked), timeout=ANSWER_S)
         self.rollouts.tick()
@@ -130,8 +134,17 @@ class Fleet:
         return found
 
     def replay_stats(self) -> Mapping[str, Any]:
-        with suppress(RayError):
-            self._stats = ray.get(self.replay.stats.remote(), timeout=ANSWER_S)
+        """Its newest statistics. Replay that has not answered for half of the time that a call to
+        it may take is killed; with a journal it comes back."""
+        if self._asked_stats is None:
+            self._asked_stats, self._asked_stats_s = self.replay.stats.remote(), time.monotonic()
+        if ray.wait([self._asked_stats], timeout=ANSWER_S)[0]:
+            asked, self._asked_stats = self._asked_stats, None
+            with suppress(RayError):
+                self._stats = ray.get(asked)
+        elif time.monotonic() - self._asked_stats_s > self.job.replay.call_timeout_s / 2:
+            ray.kill(self.replay, no_restart=False)
+            self._asked_stats = None
         return self._stats
 
     def request_stop(self, reason: str) -> None:
@@ -154,23 +167,17 @@ class Fleet:
 
     def request_evaluation(self, version: int) -> str | None:
         """Ask a worker to evaluate the held-out prompts; who it is, None where none can."""
-        if not self.rollouts.running:
+        worker = next((w for w in self.rollouts.running if w.is_answering), None)
+        if worker is None:
             return None
-        worker = self.rollouts.running[0]
-        call = worker.actor.request_evaluation.remote(version, self._eval_prompts)
-        try:
-            answer(call, self.job.health.call_timeout_s, worker.name)
-        except RoleFailed:
-            return None  # the next tick finds out why
-        return f"{worker.name} {worker.incarnation}"
+        worker.actor.request_evaluation.remote(version, self._eval_prompts)
+        return worker.title
 
-    def rebuild_learner(self, commit: Commit, timeline: int, num_ranks: int) -> None:
+    def rebuild_learner(self, commit: Commit, num_ranks: int) -> None:
         """From the commit with which the ranks ended, at another number of them; replay and the
         workers go on as they are."""
-        self.learners.end()
-        self.learners.resize(num_ranks)
         self.dismiss_learner(False)
-        self.learners.begin(commit, timeline)
+        self.learners.rebuild(num_ranks, commit)
 
     def go_back(self, commit: Commit, timeline: int) -> None:
         """Have the learners start again from `commit`, and replay with them; the workers go on."""

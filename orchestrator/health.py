@@ -64,19 +64,30 @@ def rank_limits(job: JobConfig) -> Limits:
     )
 
 
-def failure(beat: Beat | None, silent_s: float, limits: Limits) -> str | None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why a role is dead; whether its engine, and so perhaps a prompt, has made it so."""
+
+    reason: str
+    by_engine: bool = False
+
+
+def failure(beat: Beat | None, silent_s: float, limits: Limits) -> Failure | None:
     """Why a role is dead, or None. `silent_s`: how long it has owed an answer; `beat`: its last
     one."""
     if silent_s > limits.silent_s:
-        return f"does not answer for {silent_s:.0f} s (health.heartbeat_timeout_s)"
+        reason = f"does not answer for {silent_s:.0f} s (health.heartbeat_timeout_s)"
+        return Failure(reason=reason)
     if beat is None:
         return None
     limit_s, key = limits.phases.get(beat.phase, (math.inf, ""))
     if beat.phase_s > limit_s:
-        return f"hangs: {beat.phase} has taken {beat.phase_s:.0f} s ({key})"
+        reason = f"hangs: {beat.phase} has taken {beat.phase_s:.0f} s ({key})"
+        return Failure(reason=reason, by_engine=beat.phase == "generate")
     limit_s, key = limits.token
     if beat.token_s is not None and beat.token_s > limit_s:
-        return f"hangs: its engine has made no token for {beat.token_s:.0f} s ({key})"
+        reason = f"hangs: its engine has made no token for {beat.token_s:.0f} s ({key})"
+        return Failure(reason=reason, by_engine=True)
     return None
 
 

@@ -81,12 +81,14 @@ def launch(
                 run.run_to_end()
                 run.write_status("ended")
             except BaseException as error:
-                run.write_status("failed", str(error))
+                if lease.lost is None:
+                    run.write_status("failed", str(error))
                 raise
             finally:
                 run_dir.close()
                 wall_s = time.time() - launched_s
-                run_dir.write_result(state.result(wall_s))
+                if lease.lost is None:
+                    run_dir.write_result(state.result(wall_s))
     console.print(
         closing_table(
             state,
@@ -153,6 +155,8 @@ class _Run:
         deadline_s = time.monotonic() + limit_s
         while not self._fleet.is_ready:
             self._look(START_LOOK_S)
+            self._lease.check()
+            self._requests.tick(self._state.replay)
             self.write_status("starting")
             if time.monotonic() > deadline_s:
                 roles = self._fleet.statuses(self._newest)
@@ -172,22 +176,24 @@ class _Run:
     def _is_over(self) -> bool:
         """Whether the learner is done; rebuilds it where that is what it ended for."""
         learners = self._fleet.learners
+        if self._fleet.stop_requested is not None and not learners.is_running:
+            return True  # it was about to start again, from a commit
         if not learners.is_done:
             return False
         num_ranks = self._requests.take_num_ranks()
         is_last = self._state.version >= self._state.num_steps
         if num_ranks is None or is_last or self._fleet.stop_requested is not None:
             return True
-        commit = find(self._run_dir.path / "checkpoints").required()
+        commit = find(self._run_dir.path / "checkpoints", contents=False).required()
         self._progress.note(f"the learner goes on with {num_ranks} ranks")
-        self._fleet.rebuild_learner(commit, self._state.timeline, num_ranks)
+        self._fleet.rebuild_learner(commit, num_ranks)
         return False
 
     def _tick(self) -> None:
-        try:
-            self._look(self._job.telemetry.progress_every_s)
-        except LearnerFailed as failure:
-            self._go_back(failure)
+        self._look(self._job.telemetry.progress_every_s)
+        if self._fleet.learners.must_move() and not self._requests.is_rebuilding:
+            self._progress.note("a node of the learner is drained: it moves elsewhere")
+            self._requests.rebuild_learner(self._fleet.learners.job.learner.num_ranks)
         self._lease.check()
         self._requests.tick(self._state.replay)
         if self._interrupts.requested and self._fleet.stop_requested is None:
@@ -203,6 +209,9 @@ class _Run:
         """At every role; what they have told is kept, whatever is found."""
         try:
             self._fleet.tick(wait_s)
+        except LearnerFailed as failure:
+            self._fold(self._fleet.take_events())
+            self._go_back(failure)
         finally:
             self._fold(self._fleet.take_events())
 
@@ -215,9 +224,9 @@ class _Run:
             match event["kind"]:
                 case "commit_failed" | "prune_failed":
                     self._progress.note(event["message"])
-                case "worker_died":
+                case "worker_died" | "worker_given_up":
                     self._progress.note(str(event["cause"]).splitlines()[0])
-                case "eval":
+                case "eval" if self._state.counts(event):
                     self._evaluations.heard(event)
         self._state.replay = self._fleet.replay_stats()
         self._run_dir.flush()
@@ -250,13 +259,17 @@ class _Run:
     def _go_back(self, failure: LearnerFailed) -> None:
         """Start the learners again from the newest commit, unless that has failed too often."""
         self._fleet.learners.end()
+        self._fleet.learners.give_up_rebuild()
         checkpoints = self._run_dir.path / "checkpoints"
         found = find(checkpoints)
         if found.commit is None:
             raise RoleFailed(f"{failure}\nThere is no commit to go back to") from None
         self._starts_from[found.commit.path] += 1
         if self._starts_from[found.commit.path] > self._job.learner.max_restarts:
-            raise failure
+            raise RoleFailed(
+                f"{failure}\nThe learner has failed {self._starts_from[found.commit.path]} times "
+                f"from {found.commit.path} (learner.max_restarts). Go on from it with --resume"
+            )
         self._progress.note(str(failure).splitlines()[0])
         commit = _taken(found, self._progress)
         timeline = claim_timeline(checkpoints)
@@ -289,13 +302,15 @@ class _Run:
 
     def _final_evaluation(self) -> None:
         self._want_evaluation(self._state.version)
-        deadline_s = time.monotonic() + EVAL_TIMEOUT_S
+        # All is trained and committed: a worker that must be replaced first is waited for.
+        limit_s = self._job.rollout.start_timeout_s + EVAL_TIMEOUT_S
+        deadline_s = time.monotonic() + limit_s
         while not self._evaluations.is_done and not self._interrupts.requested:
             self._tick()
             if time.monotonic() > deadline_s:
-                raise RoleFailed(
-                    f"version {self._state.version} was not evaluated within {EVAL_TIMEOUT_S:.0f} s"
-                )
+                message = f"version {self._state.version} was not evaluated within {limit_s:.0f} s"
+                self._progress.note(message)
+                return
 
     def _autoscale(self) -> None:
         rollouts = self._fleet.rollouts
@@ -306,8 +321,8 @@ class _Run:
                 rollouts.scale(wanted)
 
     def _check_watchdog(self) -> None:
-        if self._requests.is_paused:
-            self._paused_at_s = time.time()  # the time begins anew with the training
+        if self._requests.is_paused or self._fleet.learners.is_done:
+            self._paused_at_s = time.time()  # nothing is to be trained
         steps_at_s = self._state.last_step_at_s or self._state.training_started_at_s or time.time()
         since_s = max(steps_at_s, self._paused_at_s)
         limit_s = self._job.telemetry.watchdog_s

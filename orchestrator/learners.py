@@ -22,7 +22,7 @@ from learner.actor import LearnerRank
 from learner.checkpoint import Commit
 from orchestrator.actors import Event, Listener, failed, is_done, make_actor, says_why
 from orchestrator.health import State, rank_limits
-from orchestrator.placement import Bundle, rank_bundles
+from orchestrator.placement import Bundle, draining_nodes, rank_bundles
 from orchestrator.status import RoleStatus
 from orchestrator.watchdog import Heard
 from replay.actor import ReplayClient
@@ -68,6 +68,7 @@ class Learners:
         self._shared = bundles
         self._bundles = bundles or rank_bundles(job)
         self._has_run = False
+        self._before_rebuild: int | None = None  # the number of ranks, until the new ones run
         self.may_start = False  # once the data is known to be good
         self.num_restarts = 0  # that were not asked for
         self.events: list[Event] = []  # for who takes them away
@@ -106,7 +107,9 @@ class Learners:
         may help."""
         match self._stage:
             case "placing":
-                self._check_time(f"the devices of {len(self._bundles)} ranks were not given")
+                # To go back would not bring them.
+                what = f"the devices of {len(self._bundles)} ranks were not given"
+                self._check_time(what, may_help=False)
                 if all(bundle.is_placed for bundle in self._bundles):
                     self._construct()
             case "meeting":
@@ -116,7 +119,7 @@ class Learners:
                 if self._are_done([rank.call for rank in self.ranks], self.ranks):
                     for rank in self.ranks:
                         rank.call = rank.actor.run.remote()
-                    self._has_run = True
+                    self._has_run, self._before_rebuild = True, None
                     self._enter("running")
             case "running":
                 self._listen()
@@ -162,10 +165,11 @@ class Learners:
             self._check_time(f"{', '.join(late)} did not start")
         return not late
 
-    def _check_time(self, what: str) -> None:
+    def _check_time(self, what: str, *, may_help: bool = True) -> None:
         limit_s = self.job.learner.start_timeout_s
         if time.time() - self._since_s > limit_s:
-            self._fail(f"{what} within {limit_s:.0f} s (learner.start_timeout_s)", may_help=True)
+            why = f"{what} within {limit_s:.0f} s (learner.start_timeout_s)"
+            self._fail(why, may_help=may_help)
 
     def _listen(self) -> None:
         self.events += [event for rank in self.ranks for event in rank.listener.hear()]
@@ -174,7 +178,7 @@ class Learners:
             if rank in ended:
                 self._check(rank, rank.call)
             elif (why := rank.listener.failure()) is not None:
-                self._fail(f"{rank.name} {why}", may_help=True)
+                self._fail(f"{rank.name} {why.reason}", may_help=True)
         self.is_done = len(ended) == len(self.ranks)
 
     def _check(self, rank: Rank, call: Any) -> None:
@@ -189,6 +193,12 @@ class Learners:
             raise LearnerFailed(why)
         raise RoleFailed(why)
 
+    def must_move(self) -> bool:
+        """Whether a node of theirs is drained, and they can go elsewhere."""
+        if not self.is_running or self._shared is not None:
+            return False
+        return not draining_nodes().isdisjoint(bundle.node for bundle in self._bundles)
+
     # --- ends and sizes ---------------------------------------------------------------
 
     def end(self) -> None:
@@ -198,8 +208,21 @@ class Learners:
         if calls := self.calls():
             ray.wait(calls, num_returns=len(calls), timeout=self.job.health.stop_timeout_s)
 
-    def resize(self, num_ranks: int) -> None:
-        """So many from the next `begin` on; after `end`."""
+    def rebuild(self, num_ranks: int, commit: Commit | None = None) -> None:
+        """With so many ranks, on devices given anew, from `commit`, or from where they were to
+        begin; in the same timeline."""
+        self.end()
+        self._before_rebuild = self.job.learner.num_ranks if self.is_running else None
+        self._resize(num_ranks)
+        self.begin(commit or self._commit, self._timeline)
+
+    def give_up_rebuild(self) -> None:
+        """Where the new ranks have not come to run: as many as before, from the next `begin` on."""
+        if self._before_rebuild is not None:
+            self._resize(self._before_rebuild)
+            self._before_rebuild = None
+
+    def _resize(self, num_ranks: int) -> None:
         assert self._shared is None, "shared devices stay as they are"
         self._bundles[0].remove()
         learner = self.job.learner.model_copy(update={"num_ranks": num_ranks})

@@ -12,6 +12,7 @@ from orchestrator import cluster
 from orchestrator.control import Control, Pause, Request, Resume, Scale, Stop
 from orchestrator.fleet import Fleet
 from slipstream.config.job import JobConfig
+from slipstream.errors import RoleFailed
 
 Outcome = tuple[bool, str]  # whether it is done, in words
 
@@ -33,8 +34,24 @@ class Requests:
         if self._num_ranks is not None:
             self._fleet.dismiss_learner(True)
         for asked in self._control.poll():
-            ok, message = self._carry_out(asked.request)
+            try:
+                ok, message = self._carry_out(asked.request)
+            except RoleFailed as error:
+                ok, message = False, f"not now, ask again: {error}"
             self._control.answer(asked, ok=ok, message=message)
+
+    def rebuild_learner(self, num_ranks: int) -> None:
+        """With so many ranks, once they have committed after their step; at once where they do not
+        run."""
+        if self._fleet.learners.is_running:
+            self._num_ranks = num_ranks
+            self._fleet.dismiss_learner(True)
+        else:
+            self._fleet.learners.rebuild(num_ranks)
+
+    @property
+    def is_rebuilding(self) -> bool:
+        return self._num_ranks is not None
 
     def take_num_ranks(self) -> int | None:
         """How many ranks the learner is to have instead, once it has ended for that."""
@@ -67,8 +84,7 @@ class Requests:
             self._fleet.rollouts.scale(request.rollout)
             done.append(f"{request.rollout} rollout workers from now on")
         if request.learner not in (None, self._fleet.learners.job.learner.num_ranks):
-            self._num_ranks = request.learner
-            self._fleet.dismiss_learner(True)
+            self.rebuild_learner(request.learner)
             done.append(f"{request.learner} learner ranks after this step and a commit")
         return True, "; ".join(done) or "it is as you say"
 
@@ -81,8 +97,6 @@ class Requests:
             return "rollout.autoscale decides about the workers; launch without it to say so"
         if request.learner is None:
             return None
-        if not self._fleet.learners.is_running or self._num_ranks is not None:
-            return "the learner is just being started; ask again when it runs"
         return self._too_many(request)
 
     def _too_many(self, request: Scale) -> str | None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import ActorDiedError, RayActorError, RayError
 
 from orchestrator.actors import (
     Event,
@@ -63,6 +63,11 @@ class Worker:
 
     def enter(self, stage: Stage) -> None:
         self.stage, self.since_s = stage, time.time()
+
+    @property
+    def is_answering(self) -> bool:
+        heard = self.listener
+        return heard is not None and heard.silent_s < heard.limits.silent_s / 2
 
     @property
     def title(self) -> str:
@@ -173,7 +178,8 @@ class Rollouts:
                 if is_done(worker.call):
                     self._ended(worker)
                 elif (why := _listener(worker).failure()) is not None:
-                    self._died(worker, RoleFailed(f"{worker.name} {why}"), blame=False)
+                    error = RoleFailed(f"{worker.name} {why.reason}")
+                    self._died(worker, error, blame=why.by_engine)
 
     def _construct(self, worker: Worker) -> None:
         worker.node = worker.bundle.node
@@ -187,6 +193,7 @@ class Rollouts:
 
     def _start(self, worker: Worker) -> None:
         if self.may_start:
+            worker.enter("starting")
             worker.call = worker.actor.start.remote(ReplayClient(self._replay), self._board)
 
     def _started(self, worker: Worker) -> None:
@@ -205,6 +212,9 @@ class Rollouts:
         if any(event["kind"] == "busy" and event["num_tokens"] for event in events):
             self._deaths_in_row[worker.index] = 0
         self.events += events
+        beat = _listener(worker).beat
+        if beat is not None and beat.leaving and worker.leaving is None:
+            worker.leaving = "preempted"
 
     def _ended(self, worker: Worker) -> None:
         """Its `run` has returned or raised."""
@@ -224,7 +234,8 @@ class Rollouts:
         if says_why(error):
             raise why
         # Of itself: neither was its node lost, nor one of those that it talks to.
-        died = isinstance(error, RayActorError) and worker.node in living_nodes()
+        died = isinstance(error, ActorDiedError) and worker.node in living_nodes()
+        died = died and "node" not in str(error).splitlines()[0]
         raised = cause is not None and not isinstance(cause, RayActorError | SlipstreamError)
         self._died(worker, why, blame=died or raised)
 
@@ -247,7 +258,8 @@ class Rollouts:
     # --- the end of a worker ----------------------------------------------------------
 
     def _died(self, worker: Worker, why: RoleFailed, *, blame: bool) -> None:
-        """Another one takes its place. Raises RoleFailed where too many in a row have died."""
+        """Another one takes its place, on devices given anew. After too many deaths in a row it is
+        given up; RoleFailed where no other one runs."""
         if worker.leaving is not None:
             self._gone(worker, worker.leaving)
             return
@@ -256,12 +268,20 @@ class Rollouts:
         self._tell("worker_died", worker, cause=str(why), blame=blame)
         self._check_transport(str(why))
         if self._deaths_in_row[worker.index] > self._job.rollout.max_restarts:
-            raise RoleFailed(
-                f"{why}\nIt has died {self._deaths_in_row[worker.index]} times in a row without a "
-                "finished answer in between (rollout.max_restarts)"
-            )
-        self._end(worker, blame=blame)
-        self._add(worker.index, worker.bundle)
+            self._give_up(worker, why)
+        self._remove(worker, blame=blame)
+
+    def _give_up(self, worker: Worker, why: RoleFailed) -> None:
+        count = self._deaths_in_row[worker.index]
+        message = (
+            f"{why}\nIt has died {count} times in a row without a finished answer in between "
+            "(rollout.max_restarts)"
+        )
+        others = [other for other in self.running if other is not worker]
+        if self._bundles is not None or not others:
+            raise RoleFailed(message)
+        self.num_wanted -= 1
+        self._tell("worker_given_up", worker, cause=message, num_wanted=self.num_wanted)
 
     def _check_transport(self, why: str) -> None:
         if self._job.weights.transport == "nccl":
@@ -274,16 +294,16 @@ class Rollouts:
         """It has left in order, or was about to."""
         self._tell("worker_left", worker, reason=reason)
         self._check_transport(f"{worker.name} has left: {reason}")
-        self._end(worker, blame=False)
-        del self.workers[worker.index]
-        if self._bundles is None:
-            worker.bundle.remove()
+        self._remove(worker, blame=False)
 
-    def _end(self, worker: Worker, *, blame: bool) -> None:
+    def _remove(self, worker: Worker, *, blame: bool) -> None:
         if worker.actor is not None:
             ray.kill(worker.actor)
         # Not waited for: replay may be starting again, and Ray repeats the call until it answers.
         self._replay.lose.remote(worker.name, worker.incarnation, blame=blame)
+        del self.workers[worker.index]
+        if self._bundles is None:
+            worker.bundle.remove()
 
     def _ask_to_leave(self, worker: Worker, reason: str) -> None:
         if worker.leaving is not None:
@@ -298,6 +318,8 @@ class Rollouts:
         if time.monotonic() < self._look_for_draining_s:
             return
         self._look_for_draining_s = time.monotonic() + LOOK_FOR_DRAINING_EVERY_S
+        if self._bundles is not None or self._job.weights.transport == "nccl":
+            return  # they could not be replaced elsewhere
         draining = draining_nodes()
         for worker in list(self.workers.values()):
             if worker.node in draining:

@@ -47,8 +47,7 @@ class RunState:
                 self.num_generated_tokens += event["num_tokens"]
                 self._add_busy(event)
             case "eval":
-                # What was measured of weights that are gone does not count.
-                if event["timeline"] == self.timeline or event["version"] <= self.branched_at:
+                if self.counts(event):
                     self.evals[event["version"]] = event
             case "adopted":
                 self.num_adoptions += 1
@@ -61,6 +60,10 @@ class RunState:
                 self.last_step_at_s = event["time_s"]
             case "commit":
                 self.checkpoint = event["path"]
+
+    def counts(self, event: Mapping[str, Any]) -> bool:
+        """Whether an `eval` is of weights that are not gone."""
+        return bool(event["timeline"] == self.timeline or event["version"] <= self.branched_at)
 
     def _fold_step(self, event: Mapping[str, Any]) -> None:
         self.version = max(self.version, event["version"])

@@ -72,8 +72,11 @@ class ReplayActor:
         self._boundaries: dict[int, tuple[Mapping[str, Any], list[int]]] = {}
 
     def open(self) -> None:
-        """Load tokenizer and data, and open the journal. Raises DataError, JournalError."""
-        _ = self._buffer  # made now
+        """Load tokenizer and data, and open the journal. Raises DataError, JournalError.
+
+        For a new launch, which counts the incarnations of its workers from 0 again.
+        """
+        self._buffer.state.lost.clear()
 
     # --- what is opened once, by `open`, or by the first call after a restart ---------
 

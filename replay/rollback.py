@@ -70,7 +70,7 @@ def go_back(
         "next_lease_id": max(state["next_lease_id"], now.next_lease_id),
         "num_taken": max(state.get("num_taken", 0), now.num_taken),
         "tally": tally.snapshot(),
-        "lost": {},  # who asks next may be of another launch, which counts its workers anew
+        "lost": dict(now.lost),
         "kills": [[ordinal, num] for ordinal, num in kills.items() if ordinal not in kept],
         "running": [],
         "ended": [],

@@ -73,15 +73,19 @@ class Evaluator:
     @property
     def due(self) -> bool:
         """Whether an evaluation waits for nothing but its turn."""
-        return bool(self._requested) and self._requested[0].version <= self._engine.version
+        return any(wanted.version <= self._engine.version for wanted in self._requested)
 
     def request(self, evaluation: Evaluation) -> None:
-        self._requested.append(evaluation)
+        """A version that is asked for already, as in another timeline, is evaluated once."""
+        if all(evaluation.version != other.version for other in self._requested):
+            self._requested.append(evaluation)
 
     def start_if_due(self, timeline: int) -> None:
         if self._running is not None or not self.due:
             return
-        evaluation = self._requested.pop(0)
+        # When the run goes back, one of a later version may have been asked for before.
+        evaluation = min(self._requested, key=lambda wanted: wanted.version)
+        self._requested.remove(evaluation)
         self._running = _Running(
             evaluation=evaluation,
             timeline=timeline,

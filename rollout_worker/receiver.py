@@ -6,6 +6,7 @@ Buckets are fetched in a thread, so that the engine decodes until all of them ar
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -19,6 +20,7 @@ from slipstream.records import TensorSpec, WeightUpdate
 
 Bytes = npt.NDArray[np.uint8]
 WaitNewer = Callable[[tuple[int, int]], Future[WeightUpdate | None]]
+ASK_AGAIN_S = 1.0  # while the board tells of what is gone
 Get = Callable[[Sequence[Any]], Sequence[Bytes]]
 
 
@@ -34,12 +36,14 @@ class ObjectStoreReceiver:
         self._get = get
         self._asked: Future[WeightUpdate | None] | None = None
         self._fetching: tuple[WeightUpdate, Future[Sequence[Bytes]]] | None = None
-        self._lost = (-1, -1)  # an update of which the board may still tell
+        # An update that is gone, and of which the board may still tell; its version may come again.
+        self._lost: WeightUpdate | None = None
+        self._ask_again_s = 0.0
 
     def poll(self, held: tuple[int, int]) -> WeightUpdate | None:
         """The newest update above (timeline, version), once its buckets are here or given up."""
         if self._fetching is None:
-            update = self._told(max(held, self._lost))
+            update = self._told(held)
             if update is None:
                 return None
             self._fetching = update, self._fetch(update)
@@ -48,11 +52,18 @@ class ObjectStoreReceiver:
 
     def _told(self, held: tuple[int, int]) -> WeightUpdate | None:
         if self._asked is None:
+            if time.monotonic() < self._ask_again_s:
+                return None
             self._asked = self._wait_newer(held)
         if not self._asked.done():
             return None
         update, self._asked = self._asked.result(), None
-        return update if update is not None and update.order > held else None
+        if update is None or update.order <= held:
+            return None
+        if self._lost is not None and update.published_at_s == self._lost.published_at_s:
+            self._ask_again_s = time.monotonic() + ASK_AGAIN_S
+            return None
+        return update
 
     def tensors(self, update: WeightUpdate) -> Iterator[tuple[str, torch.Tensor]]:
         """Every parameter of what `poll` gave: a version comes whole or not at all.
@@ -66,7 +77,7 @@ class ObjectStoreReceiver:
         except UpdateStalled:
             raise
         except UpdateLost:
-            self._lost = update.order
+            self._lost = update
             raise
         pairs = zip(update.bucket_specs, buckets, strict=True)
         return (named for specs, bucket in pairs for named in unpack(specs, bucket))

@@ -237,8 +237,10 @@ class RolloutWorker:
                 self._yielded_version = reply.version
         elif not reply.leases:
             self._next_ask_s = time.monotonic() + ASK_AGAIN_S
-        if reply.leases and self._asleep:  # the learner has discarded its batch
-            self._adoption.reload()
+        if reply.leases:
+            self._yielded_version = None
+            if self._asleep and same_weights:  # the learner has discarded its batch
+                self._adoption.reload()
         if reply.stop is not None:
             self._abandon()
             self._replaced |= reply.stop.replaced

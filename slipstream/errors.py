@@ -53,6 +53,10 @@ class UpdateStalled(UpdateLost):
     """The weights of an announced version did not come in time; they may when asked for again."""
 
 
+class CommitFailed(Restartable):
+    """The commit with which the learner was to end could not be written."""
+
+
 class RoleFailed(SlipstreamError):
     """A role of the running job died or hung; `str()` names it and the reason."""
 

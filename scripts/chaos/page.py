@@ -26,8 +26,8 @@ def page(figures: dict[str, Any], signed: str) -> str:
             signed,
             f"`kill` is SIGKILL; `stop` is SIGSTOP for {STOPPED_S:.0f} s, longer than "
             f"`health.heartbeat_timeout_s`; `starve` is SIGSTOP for {STARVED_S:.0f} s. At the end "
-            "of each run `slipstream ledger` found every prompt trained once, dropped with a reason, or "
-            "pending, and no group of a replaced worker accepted.",
+            "of each run `slipstream ledger` found every prompt trained once, dropped with a "
+            "reason, or pending, and no group of a replaced worker accepted.",
             "",
             *(line for name in TITLES if name in figures for line in _run(name, figures[name])),
             *(_lengths(figures["lengths"]) if "lengths" in figures else []),

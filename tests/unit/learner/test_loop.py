@@ -304,7 +304,7 @@ def test_a_beat_tells_the_phase_and_the_version_to_another_thread() -> None:
         ("between", 0),
         *[("publish", version) for version in (1, 2, 3)],
     ]
-    assert all((beat.incarnation, beat.timeline) == (3, 3) for beat in beats)
+    assert all(beat.timeline == 3 for beat in beats)
     assert all(0 <= beat.phase_s < 60 for beat in beats)
 
 

@@ -12,7 +12,7 @@ STATS = {"num_buffered": 3, "num_running": 5, "waiting_for": None, "held_back": 
 
 
 def heard(phase: str, phase_s: float, *, at_s: float = 2000.0, **changes: Any) -> Heard:
-    fields = {"incarnation": 0, "timeline": 0, "version": 12, "phase": phase, "phase_s": phase_s}
+    fields = {"timeline": 0, "version": 12, "phase": phase, "phase_s": phase_s}
     return Heard(beat=Beat(**{**fields, **changes}), at_s=at_s)
 
 

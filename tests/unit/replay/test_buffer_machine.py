@@ -208,6 +208,9 @@ class BufferMachine(RuleBasedStateMachine):
     def discard(self) -> None:
         """As often as the call is repeated, and that of the batch before it too."""
         assert self.batch is not None
+        entries = self.buffer.state.shelf.entries.values()
+        if any(entry.group.newest_version > self.buffer.version for entry in entries):
+            return  # the batch's own version was published: it has trained
         version, number, timeline = *_of(self.batch), self.buffer.state.timeline
         if number > 0:
             self.buffer.discard(version, timeline=timeline, number=number - 1)
@@ -290,7 +293,8 @@ class BufferMachine(RuleBasedStateMachine):
             reply = self._take()
             if not isinstance(reply, Wait):
                 break
-            assert work or self.job.on_stale == "requeue", f"stuck: {reply.reason}"
+            # A group counts as outstanding until a take has found it stale.
+            assert work or self.job.on_stale in ("requeue", "drop"), f"stuck: {reply.reason}"
         else:
             raise AssertionError("no batch though all work was done")
         if isinstance(reply, Batch):
