@@ -18,7 +18,7 @@ from typing import Any
 
 from rollout_worker.engine import Engine
 from slipstream.config.job import WeightsConfig
-from slipstream.errors import DeadlineExceeded, ProbeMismatch, UpdateLost
+from slipstream.errors import DeadlineExceeded, ProbeMismatch, UpdateLost, UpdateTorn
 from slipstream.protocols import WeightReceiver
 from slipstream.records import WeightUpdate
 from slipstream.telemetry import EventLog
@@ -76,7 +76,7 @@ class Adoption:
         return self._update is not None or not self._transfers.empty()
 
     def adopt(self) -> None:
-        """Carry out what is due. Raises ProbeMismatch, DeadlineExceeded, engine errors."""
+        """Carry out what is due. Raises ProbeMismatch, DeadlineExceeded, UpdateTorn."""
         start_s = time.perf_counter()
         if self._update is not None:
             update, self._update = self._update, None
@@ -86,7 +86,12 @@ class Adoption:
                 self._events.emit("update_lost", version=update.version, message=str(error))
                 return
             self._engine.wake()
-            self._engine.load(update.version, tensors)
+            try:
+                self._engine.load(update.version, tensors)
+            except Exception as error:
+                raise UpdateTorn(
+                    f"{self._name} could not load {update.version}: {error}"
+                ) from error
             self._adopted(update, start_s)
             return
         transfer = self._transfers.get()

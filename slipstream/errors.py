@@ -57,6 +57,10 @@ class CommitFailed(Restartable):
     """The commit with which the learner was to end could not be written."""
 
 
+class UpdateTorn(Restartable):
+    """An engine failed while it loaded new weights, and holds half of them."""
+
+
 class RoleFailed(SlipstreamError):
     """A role of the running job died or hung; `str()` names it and the reason."""
 

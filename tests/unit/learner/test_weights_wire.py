@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -122,24 +123,38 @@ class Board:
 
     def __init__(self) -> None:
         self.asked: list[tuple[int, int]] = []
+        self.published_at_s = 0.0
 
     def wait_newer(self, held: tuple[int, int]) -> Future[Any]:
         self.asked.append(held)
         answer: Future[Any] = Future()
-        answer.set_result(update(3, [("a", torch.ones(4))]))
+        told = update(3, [("a", torch.ones(4))])
+        answer.set_result(replace(told, published_at_s=self.published_at_s))
         return answer
 
 
-def test_an_update_whose_publisher_died_is_waited_past() -> None:
+def test_an_update_whose_publisher_died_is_waited_past(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the same version is published again, by a learner that was built anew."""
+    monkeypatch.setattr("rollout_worker.receiver.ASK_AGAIN_S", 0.01)
+    is_alive = False
+
     def get(buckets: Sequence[Any]) -> Any:
-        raise UpdateLost("its owner died")
+        if not is_alive:
+            raise UpdateLost("its owner died")
+        return buckets
 
     board = Board()
     receiver = ObjectStoreReceiver(board.wait_newer, get)
     with pytest.raises(UpdateLost):
         receiver.tensors(polled(receiver, (0, 2)))
-    assert receiver.poll((0, 2)) is None
-    assert board.asked == [(0, 2), (0, 3)]
+    for _ in range(20):
+        assert receiver.poll((0, 2)) is None
+        time.sleep(0.001)
+    assert 2 <= len(board.asked) < 10, "now and then"
+    is_alive, board.published_at_s = True, 1.0
+    again = polled(receiver, (0, 2))
+    assert again.order == (0, 3)
+    receiver.tensors(again)
 
 
 def test_an_update_that_did_not_come_in_time_is_asked_for_again() -> None:

@@ -13,7 +13,7 @@ import pytest
 from replay.scripted import scripted_prompt
 from rollout_worker.engine import Generation
 from rollout_worker.scripted_engine import ScriptedEngine
-from slipstream.errors import UpdateLost, UpdateStalled
+from slipstream.errors import UpdateLost, UpdateStalled, UpdateTorn
 from slipstream.records import LeaseReply
 from tests.helpers.workers import World
 
@@ -194,7 +194,7 @@ def test_weights_that_failed_half_way_are_never_served() -> None:
     under_way(world)
     accepted = world.buffer.stats()["num_buffered"]
     world.receiver.publish(1)
-    with pytest.raises(RuntimeError, match="third tensor"):
+    with pytest.raises(UpdateTorn, match="third tensor"):
         world.worker.run(RUNNING)
     assert world.buffer.stats()["num_buffered"] == accepted
     assert world.worker.beat().version == 0
