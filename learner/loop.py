@@ -25,6 +25,7 @@ from learner.step import LearnerStep
 from learner.weights import Prober
 from slipstream.config.job import JobConfig
 from slipstream.errors import DeadlineExceeded, NotFinite
+from slipstream.faults import fault_point
 from slipstream.protocols import ReplayForLearners, WeightPublisher
 from slipstream.records import Batch, Stop, Wait
 from slipstream.telemetry import Beat, Busy, EventLog
@@ -111,6 +112,7 @@ class LearnerLoop:
     def _train(self, batch: Batch) -> bool:
         """Whether the step counts: not where each of its updates was skipped."""
         with self._busy.phase("train"):
+            fault_point(f"step.learner-{self._rank}")
             self._metrics = self._step.run(batch)
         return not (self._metrics["updates_skipped"] and not self._metrics["num_updates"])
 

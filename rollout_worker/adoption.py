@@ -19,6 +19,7 @@ from typing import Any
 from rollout_worker.engine import Engine
 from slipstream.config.job import WeightsConfig
 from slipstream.errors import DeadlineExceeded, ProbeMismatch, UpdateLost, UpdateTorn
+from slipstream.faults import fault_point
 from slipstream.protocols import WeightReceiver
 from slipstream.records import WeightUpdate
 from slipstream.telemetry import EventLog
@@ -86,6 +87,7 @@ class Adoption:
                 self._events.emit("update_lost", version=update.version, message=str(error))
                 return
             self._engine.wake()
+            fault_point(f"adopt.{self._name}")
             try:
                 self._engine.load(update.version, tensors)
             except Exception as error:
