@@ -3,7 +3,7 @@ SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONWARNINGS := ignore::SyntaxWarning
 
-.PHONY: help install quickstart check test seeds modes bench algorithms staleness peers bench-replay chaos clean
+.PHONY: help install quickstart check test seeds modes bench algorithms staleness peers bench-replay chaos scaling clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -60,6 +60,10 @@ bench-replay: install
 ## make chaos        every role killed at random moments; writes docs/results/chaos.md
 chaos: install
 	PYTHONPATH=.:scripts python -m chaos
+
+## make scaling      workers and ranks added and taken away while a job trains; writes docs/results/scaling.md
+scaling: install
+	PYTHONPATH=.:scripts python scripts/scaling.py
 
 ## make clean        remove the environment and what runs left behind
 clean:
