@@ -7,6 +7,7 @@ machine has: it shows that nothing stops and nothing is lost, not that more work
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -91,7 +92,7 @@ def longest_pause(steps: list[dict[str, Any]], from_s: float, until_s: float) ->
     before = max(s for s in times if s <= from_s)
     after = min((s for s in times if s >= until_s), default=until_s)
     inside = [before, *(s for s in times if from_s < s < until_s), after]
-    return max(b - a for a, b in zip(inside, inside[1:], strict=False))
+    return max(b - a for a, b in itertools.pairwise(inside))
 
 
 def plot(events: list[dict[str, Any]], changes: list[dict[str, Any]], target: Path) -> None:
