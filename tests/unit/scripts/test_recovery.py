@@ -76,6 +76,13 @@ def test_each_incarnation_is_told_apart() -> None:
     assert found(strikes, *STARTS, *events) == [(1.0, 3.0), (2.0, 4.0)]
 
 
+def test_what_a_later_incarnation_dies_of_is_not_counted() -> None:
+    """The one that was struck has left in order."""
+    strikes = [strike("rollout", 20.0, how="starve", pid=11), strike("rollout", 60.0, pid=12)]
+    events = (started(30.0, 1, 1, pid=12), died(61.0, 1, 1))
+    assert found(strikes, *STARTS, *events) == [NOBODY, (1.0, None)]
+
+
 def test_a_worker_that_had_not_started() -> None:
     assert found([strike("rollout", 20.0, pid=99)], *STARTS, died(21.0, 1, 0)) == [NOBODY]
 
