@@ -47,6 +47,8 @@ class Requests:
             self._num_ranks = num_ranks
             self._fleet.dismiss_learner(True)
         else:
+            self._num_ranks = None  # of an earlier request, whose dismissal they have not heard
+            self._fleet.dismiss_learner(False)
             self._fleet.learners.rebuild(num_ranks)
 
     @property
@@ -83,7 +85,8 @@ class Requests:
         if request.rollout is not None:
             self._fleet.rollouts.scale(request.rollout)
             done.append(f"{request.rollout} rollout workers from now on")
-        if request.learner not in (None, self._fleet.learners.job.learner.num_ranks):
+        num_ranks = self._num_ranks or self._fleet.learners.job.learner.num_ranks
+        if request.learner is not None and request.learner != num_ranks:
             self.rebuild_learner(request.learner)
             done.append(f"{request.learner} learner ranks after this step and a commit")
         return True, "; ".join(done) or "it is as you say"
@@ -108,10 +111,11 @@ class Requests:
             ("CPU", learner.cpus_per_rank, rollout.cpus),
             ("GPU", learner.gpus_per_rank, rollout.gpus),
         ):
-            asked, free = request.learner * each, there.get(name, 0) - num_workers * other
+            asked = request.learner * each
+            free = max(0, there.get(name, 0) - num_workers * other)
             if asked > free:
                 return (
                     f"{request.learner} ranks ask for {asked} {name}, and {num_workers} workers "
-                    f"leave {max(0, free):g} of the cluster's"
+                    f"leave {free:g} of the cluster's"
                 )
         return None

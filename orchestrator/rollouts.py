@@ -233,9 +233,14 @@ class Rollouts:
         cause, why = cause_of(error), failed(worker.name, error)
         if says_why(error):
             raise why
-        # Of itself: neither was its node lost, nor one of those that it talks to.
-        died = isinstance(error, ActorDiedError) and worker.node in living_nodes()
-        died = died and "node" not in str(error).splitlines()[0]
+        # Of itself: neither was its node lost, nor one of those that it talks to, whose death Ray
+        # tells as an error of both classes.
+        died = (
+            isinstance(error, ActorDiedError)
+            and cause is None
+            and worker.node in living_nodes()
+            and "its node has died" not in str(error)
+        )
         raised = cause is not None and not isinstance(cause, RayActorError | SlipstreamError)
         self._died(worker, why, blame=died or raised)
 

@@ -30,9 +30,10 @@ def recoveries(strikes: Sequence[Strike], events: Sequence[Event]) -> list[dict[
 
 
 def _next_same(strike: Strike, strikes: Sequence[Strike]) -> float:
-    """When the same role was struck again: what is noticed later may be of that."""
-    later = (one.at_s for one in strikes if one.role == strike.role and one.at_s > strike.at_s)
-    return next(later, math.inf)
+    """When the same worker, or any rank, was struck again: what is noticed later may be of that."""
+    later = (one for one in strikes if one.role == strike.role and one.at_s > strike.at_s)
+    same = (one.at_s for one in later if one.pid == strike.pid or one.role != "rollout")
+    return next(same, math.inf)
 
 
 def _recovery(strike: Strike, events: Sequence[Event], until_s: float) -> dict[str, float | None]:
@@ -58,12 +59,12 @@ def _recovery(strike: Strike, events: Sequence[Event], until_s: float) -> dict[s
             )
         case "learner":
             noticed = _next(events, strike.at_s, lambda e: e["kind"] == "went_back")
-            if noticed is not None and noticed["time_s"] > until_s:
-                return NEITHER
             mended = noticed and _next(events, noticed["time_s"], lambda e: e["kind"] == "step")
         case _:
             noticed = None
             mended = _next(events, strike.at_s, lambda e: e["kind"] == "step")
+    if noticed is not None and noticed["time_s"] > until_s:
+        return NEITHER
     return {
         "noticed_s": None if noticed is None else noticed["time_s"] - strike.at_s,
         "mended_s": None if mended is None else mended["time_s"] - strike.at_s,

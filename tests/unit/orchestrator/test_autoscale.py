@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.autoscale import Figures, Memory, target
+from orchestrator import autoscale
+from orchestrator.autoscale import Figures, Memory, Scaling, target
 from slipstream.config.job import AutoscaleConfig
+from tests.helpers.jobs import make_job
 
 SETTINGS = AutoscaleConfig(
     min_workers=2, max_workers=16, tolerance=0.1, steady_s=60, cooldown_s=300
@@ -98,3 +102,82 @@ def test_a_flicker_changes_nothing() -> None:
         given = figures(at_s, waits=0.5) if at_s % 60 else figures(at_s, queue=0.9, held=0.6)
         num, memory = target(num, given, SETTINGS, memory)
         assert num == 8
+
+
+# --- figures from events ----------------------------------------------------------
+
+
+def step(wait_s: float, train_s: float) -> dict[str, Any]:
+    return {"kind": "step", "role": "learner", "seconds": {"wait": wait_s, "train": train_s}}
+
+
+def busy(wait_s: float, generate_s: float) -> dict[str, Any]:
+    return {"kind": "busy", "role": "rollout", "seconds": {"wait": wait_s, "generate": generate_s}}
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Figures]:
+    """The figures that were decided on; each decision adds a worker."""
+    found: list[Figures] = []
+
+    def decide(num_now: int, given: Figures, _settings: Any, memory: Memory) -> tuple[int, Memory]:
+        found.append(given)
+        return num_now + 1, memory
+
+    monkeypatch.setattr(autoscale, "target", decide)
+    return found
+
+
+def scaling() -> Scaling:
+    settings = {"autoscale": {"min_workers": 1, "max_workers": 8}}
+    job = make_job(rollout=settings, learner={"groups_per_batch": 4}, replay={"max_staleness": 3})
+    return Scaling(job, now_s=100.0)
+
+
+def test_shares_are_of_the_time_of_each_role(asked: list[Figures]) -> None:
+    one = scaling()
+    for event in (step(1.0, 3.0), step(2.0, 2.0), busy(1.0, 4.0), busy(0.0, 5.0)):
+        one.hear(event)
+    one.hear({"kind": "adopted", "role": "rollout"})
+    assert one.target(2, {"num_buffered": 4}, 110.0) == 3
+    # 3 s of 8 s; 1 s of 10 s; 4 groups of (3 + 1) x 4.
+    assert asked == [figures(110.0, queue=0.25, waits=0.375, held=0.1)]
+
+
+def test_nothing_is_decided_before_the_window_is_over_and_a_step_was_made(
+    asked: list[Figures],
+) -> None:
+    one = scaling()
+    one.hear(busy(0.0, 10.0))
+    assert one.target(2, {}, 150.0) == 2, "no step"
+    one.hear(step(1.0, 1.0))
+    assert one.target(2, {}, 109.0) == 2, "9 s"
+    assert asked == []
+    assert one.target(2, {}, 150.0) == 3
+    assert asked == [figures(150.0, waits=0.5)]
+
+
+def test_each_window_begins_anew(asked: list[Figures]) -> None:
+    one = scaling()
+    one.hear(step(10.0, 0.0))
+    one.hear(busy(10.0, 0.0))
+    one.target(2, {}, 110.0)
+    one.hear(step(1.0, 3.0))
+    assert one.target(3, {}, 119.0) == 3, "9 s"
+    assert one.target(3, {}, 120.0) == 4
+    assert asked[1:] == [figures(120.0, waits=0.25)]
+    assert one.target(4, {}, 200.0) == 4, "no step since"
+
+
+def test_a_learner_that_waits_gets_more_workers() -> None:
+    """Without a fake: half of its time means twice as many."""
+    settings = {"min_workers": 1, "max_workers": 8, "steady_s": 20, "cooldown_s": 30}
+    one = Scaling(make_job(rollout={"autoscale": settings}), now_s=0.0)
+    sizes, num = {}, 2
+    for now_s in range(10, 100, 10):
+        one.hear(step(5.0, 5.0))
+        one.hear(busy(0.0, 10.0))
+        num = one.target(num, {"num_buffered": 0}, float(now_s))
+        sizes.setdefault(num, now_s)
+    # Steady for 20 s and rested for 30 s at 30; the need is seen again at 40, rested at 60.
+    assert sizes == {2: 10, 4: 30, 8: 60}

@@ -44,6 +44,27 @@ def test_what_was_measured_of_weights_that_are_gone_does_not_count() -> None:
     assert list(folded.evals) == [5, 10]
 
 
+@pytest.mark.parametrize(
+    ("timeline", "version", "does"),
+    [
+        (2, 9, True),  # of now
+        (2, 0, True),
+        (1, 5, True),  # where this timeline began: both have it
+        (1, 6, False),  # gone
+        (0, 4, True),  # before, in whatever timeline
+        (0, 9, False),
+    ],
+)
+def test_an_evaluation_counts_of_weights_that_are_there(
+    timeline: int, version: int, does: bool
+) -> None:
+    folded = RunState(num_steps=20)
+    for number, back_to in ((1, 8), (2, 5)):
+        back = {"kind": "went_back", "timeline": number, "version": back_to, "time_s": 1.0}
+        folded.fold(back)
+    assert folded.counts({"kind": "eval", "timeline": timeline, "version": version}) == does
+
+
 def test_totals() -> None:
     folded = state()
     assert folded.version == 2

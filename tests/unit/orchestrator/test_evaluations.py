@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from orchestrator.evaluations import Evaluations
+
+
+class Workers:
+    """Those that can be asked, and what was asked of whom."""
+
+    def __init__(self, *names: str) -> None:
+        self.present = list(names)
+        self.asked: list[tuple[int, str]] = []
+
+    def ask(self, version: int) -> str | None:
+        if not self.present:
+            return None
+        self.asked.append((version, self.present[0]))
+        return self.present[0]
+
+
+def test_each_is_asked_for_once() -> None:
+    workers = Workers("a", "b")
+    evaluations = Evaluations(workers.ask)
+    for version in (0, 0, 4, 2):  # 2 is older than what was wanted
+        evaluations.want(version)
+        evaluations.tick(workers.present)
+    assert workers.asked == [(0, "a"), (4, "a")]
+    assert not evaluations.is_done
+    evaluations.heard({"version": 4})
+    evaluations.want(4)
+    evaluations.tick(workers.present)
+    assert evaluations.is_done
+    assert len(workers.asked) == 2
+
+
+def test_another_one_is_asked_when_the_one_that_was_is_gone() -> None:
+    workers = Workers("a", "b")
+    evaluations = Evaluations(workers.ask)
+    evaluations.want(3)
+    evaluations.tick(workers.present)
+    workers.present = ["b"]
+    evaluations.tick(workers.present)
+    evaluations.tick(workers.present)
+    assert workers.asked == [(3, "a"), (3, "b")]
+
+
+def test_nobody_can_be_asked_for_a_while() -> None:
+    workers = Workers()
+    evaluations = Evaluations(workers.ask)
+    evaluations.want(0)
+    evaluations.tick(workers.present)
+    assert not evaluations.is_done
+    workers.present = ["a"]
+    evaluations.tick(workers.present)
+    evaluations.tick(workers.present)
+    assert workers.asked == [(0, "a")]
+
+
+def test_newer_weights_answer_for_older_ones() -> None:
+    workers = Workers("a")
+    evaluations = Evaluations(workers.ask)
+    for version in (2, 4, 6):
+        evaluations.want(version)
+    evaluations.heard({"version": 5})
+    evaluations.tick(workers.present)
+    assert workers.asked == [(6, "a")]
+    evaluations.heard({"version": 4})
+    assert not evaluations.is_done
+    evaluations.heard({"version": 6})
+    assert evaluations.is_done
+
+
+def test_weights_that_are_gone_are_not_evaluated_and_those_that_come_instead_are() -> None:
+    workers = Workers("a")
+    evaluations = Evaluations(workers.ask)
+    for version in (4, 6):
+        evaluations.want(version)
+    evaluations.tick(workers.present)
+    evaluations.go_back(5)
+    evaluations.heard({"version": 4})
+    assert evaluations.is_done, "6 is gone"
+    evaluations.want(4)
+    assert evaluations.is_done, "4 is still there, and was evaluated"
+    evaluations.want(6)
+    evaluations.tick(workers.present)
+    assert workers.asked == [(4, "a"), (6, "a"), (6, "a")]
