@@ -195,7 +195,7 @@ class Learners:
 
     def must_move(self) -> bool:
         """Whether a node of theirs is drained, and they can go elsewhere."""
-        if not self.is_running or self._shared is not None:
+        if not self.is_running or self._shared is not None or self.job.weights.transport == "nccl":
             return False
         return not draining_nodes().isdisjoint(bundle.node for bundle in self._bundles)
 

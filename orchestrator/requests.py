@@ -100,6 +100,8 @@ class Requests:
             return "rollout.autoscale decides about the workers; launch without it to say so"
         if request.learner is None:
             return None
+        if self._fleet.learners.is_done:
+            return "the learner has done all its steps"
         return self._too_many(request)
 
     def _too_many(self, request: Scale) -> str | None:

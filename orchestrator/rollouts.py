@@ -286,6 +286,7 @@ class Rollouts:
         if self._bundles is not None or not others:
             raise RoleFailed(message)
         self.num_wanted -= 1
+        self._deaths_in_row[worker.index] = 0  # for whoever has this place later
         self._tell("worker_given_up", worker, cause=message, num_wanted=self.num_wanted)
 
     def _check_transport(self, why: str) -> None:

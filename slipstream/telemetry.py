@@ -28,6 +28,7 @@ Events (kind: fields beside role, index and time_s):
             `worker_started`  incarnation, node, pid
             `worker_died`     incarnation, cause, blame (its prompts may have killed it)
             `worker_left`     incarnation, reason
+            `worker_given_up` incarnation, cause, num_wanted (from now on)
 """
 
 from __future__ import annotations
