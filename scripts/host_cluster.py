@@ -13,10 +13,9 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from hosts import Host, Network, network
 
@@ -38,14 +37,15 @@ from ray._raylet import GcsClient
 nodes = GcsClient(address=sys.argv[1]).get_all_node_info().values()
 print(json.dumps({n.node_manager_address: dict(n.labels) for n in nodes if n.state == 0}))
 """
-START_TIMEOUT_S = 60.0
+WAIT_S = 120.0
 
 
 class HostCluster:
     """Three hosts and their Ray. `host_cluster()` makes one."""
 
-    def __init__(self, net: Network) -> None:
+    def __init__(self, net: Network, health_checks: Mapping[str, str]) -> None:
         self.net = net
+        self._health_checks = health_checks  # settings of the head; the others need none
         self.hosts: dict[str, Host] = {}
         self.env = {
             **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
@@ -73,7 +73,7 @@ class HostCluster:
             "--block",
         ]
         again = 'while :; do "$@"; sleep 1; done'
-        env = self.env | (HEALTH_CHECKS if number == 0 else {})
+        env = self.env | (self._health_checks if number == 0 else {})
         host.start(
             *("sh", "-c", again, "sh", *ray, *options),
             env=env,
@@ -93,8 +93,8 @@ class HostCluster:
 
     def wait_for_nodes(self, num_nodes: int) -> dict[str, dict[str, str]]:
         """As `nodes`, once so many are alive."""
-        deadline_s = time.monotonic() + START_TIMEOUT_S
-        why: Any = None
+        deadline_s = time.monotonic() + WAIT_S
+        why: object = None
         while time.monotonic() < deadline_s:
             try:
                 why = found = self.nodes()
@@ -103,13 +103,13 @@ class HostCluster:
             except RuntimeError as error:
                 why = error
             time.sleep(0.5)
-        raise RuntimeError(f"not {num_nodes} nodes within {START_TIMEOUT_S:.0f} s: {why}")
+        raise RuntimeError(f"not {num_nodes} nodes within {WAIT_S:.0f} s: {why}")
 
 
 @contextmanager
-def host_cluster() -> Iterator[HostCluster]:
+def host_cluster(health_checks: Mapping[str, str] = HEALTH_CHECKS) -> Iterator[HostCluster]:
     """Head and two hosts for workers, all there; nothing of them is left at the end."""
     with network() as net:
-        cluster = HostCluster(net)
+        cluster = HostCluster(net, health_checks)
         cluster.wait_for_nodes(len(ROLES))
         yield cluster
