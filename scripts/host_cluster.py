@@ -73,7 +73,7 @@ class HostCluster:
             "--block",
         ]
         again = 'while :; do "$@"; sleep 1; done'
-        env = self.env | (self._health_checks if number == 0 else {})
+        env = {**self.env, **(self._health_checks if number == 0 else {})}
         host.start(
             *("sh", "-c", again, "sh", *ray, *options),
             env=env,

@@ -12,112 +12,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from host_cluster import HEALTH_CHECKS, ROLES, HostCluster, host_cluster
-from hosts import child_of, missing
+from host_job import JOB_FILE, RUN, Event, Job, launch
+from hosts import missing
 from results import ROOT, signature, table, write
 
 from replay.journal import FILE_NAME, JournalReader
 from replay.rows import FactRow
 
-JOB_FILE = ROOT / "examples" / "arithmetic" / "multinode.yaml"
-RUN = ROOT / "runs" / "netns"
-SETTINGS = (
-    "rollout.num_workers=2",
-    "learner.num_steps=1000000",  # it is stopped
-    "learner.schedule=constant",
-    "checkpoint.every_steps=20",
-    "data.eval=null",
-)
 DELAY_S, LOSS = 0.025, 0.01  # of each packet, either way
-WAIT_S = 240.0
-Event = dict[str, Any]
-
-
-class Job:
-    """The job under way on the cluster, known by its metrics file and its nodes."""
-
-    def __init__(self, cluster: HostCluster, driver: subprocess.Popen[str]) -> None:
-        self.cluster = cluster
-        self._driver = driver
-
-    def events(self, kind: str, since_s: float = 0.0) -> list[Event]:
-        file = RUN / "metrics.jsonl"
-        lines = file.read_text().splitlines() if file.exists() else []
-        events = [json.loads(line) for line in lines if f'"kind": "{kind}"' in line]
-        return [event for event in events if event["time_s"] >= since_s]
-
-    def wait_for(self, found: Callable[[], list[Event]], what: str) -> Event:
-        """The first of what `found` finds. Raises RuntimeError."""
-        deadline_s = time.monotonic() + WAIT_S
-        while not (events := found()):
-            if self._driver.poll() is not None:
-                raise RuntimeError(f"the job ended:\n{RUN.with_suffix('.log').read_text()[-3000:]}")
-            if time.monotonic() > deadline_s:
-                raise RuntimeError(f"waited {WAIT_S:.0f} s for {what}")
-            time.sleep(0.2)
-        return events[0]
-
-    def steps_per_s(self, seconds: float) -> float:
-        """From now on."""
-        begin_s = time.time()
-        time.sleep(seconds)
-        return len(self.events("step", begin_s)) / seconds
-
-    def longest_pause_s(self, begin_s: float) -> float:
-        """Between two learner steps since then."""
-        times: list[float] = [event["time_s"] for event in self.events("step")]
-        pairs = zip(times, [*times[1:], time.time()], strict=True)
-        return max(after - before for before, after in pairs if after >= begin_s)
-
-    def worker_on(self, host: str) -> Event:
-        """The `worker_started` of the worker that runs there."""
-        labels = self.cluster.nodes()[self.cluster.hosts[host].address]
-        node = labels["ray.io/node-id"]
-        return [e for e in self.events("worker_started") if e["node"] == node][-1]
-
-    def ledger(self) -> dict[str, Any]:
-        """Raises RuntimeError where the promise is broken."""
-        command = [sys.executable, "-m", "orchestrator.cli", "ledger", str(RUN), "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-        if done.returncode != 0:
-            raise RuntimeError(done.stdout + done.stderr)
-        answer: dict[str, Any] = json.loads(done.stdout)
-        return answer
-
-    def stop(self) -> None:
-        """In order, as by Ctrl-C."""
-        os.kill(child_of(self._driver.pid), signal.SIGINT)
-        if (code := self._driver.wait(timeout=WAIT_S)) != 130:
-            raise RuntimeError(f"exit code {code}:\n{RUN.with_suffix('.log').read_text()[-3000:]}")
-
-
-@contextmanager
-def launched(cluster: HostCluster) -> Iterator[Job]:
-    """The job, once it trains."""
-    shutil.rmtree(RUN, ignore_errors=True)
-    RUN.parent.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "orchestrator.cli", "launch", str(JOB_FILE)]
-    where = ["--address", cluster.address, f"name={RUN.name}", f"checkpoint.dir={RUN.parent}"]
-    with RUN.with_suffix(".log").open("w") as log:
-        driver = cluster.hosts["head"].start(
-            *(*command, *where, *SETTINGS),
-            env=cluster.env | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"},
-            stdout=log,
-            stderr=log,
-        )
-    job = Job(cluster, driver)
-    job.wait_for(lambda: job.events("step")[4:], "the first steps")
-    yield job
 
 
 def slow_link(job: Job, seconds: float) -> dict[str, float]:
@@ -139,13 +46,7 @@ def lost(job: Job, host: str, lose: Callable[[], None]) -> dict[str, Any]:
     job.wait_for(lambda: job.events("step", died["time_s"])[2:], "steps after the death")
     pause_s = job.longest_pause_s(begin_s)
     job.ledger()
-    noticed_s = died["time_s"] - begin_s
-    return {
-        "worker": worker,
-        "died_at_s": died["time_s"],
-        "noticed_s": noticed_s,
-        "pause_s": pause_s,
-    }
+    return {"worker": worker, "noticed_s": died["time_s"] - begin_s, "pause_s": pause_s}
 
 
 def back(job: Job, worker: Event, bring: Callable[[], None]) -> dict[str, float]:
@@ -172,22 +73,28 @@ def noticed_by_ray_s(health_checks: Mapping[str, str]) -> float:
         return time.monotonic() - begin_s
 
 
-def late_pushes(worker: Event, since_s: float) -> dict[str, int]:
-    """Groups of that incarnation after it was given up, by what replay said."""
+def late_pushes(worker: Event) -> dict[str, int]:
+    """Its groups that came after replay had been told of its loss."""
     found = {"accepted": 0, "refused": 0}
-    leases = set()
+    leases: set[int | None] = set()
+    is_lost = False
     with JournalReader(RUN / FILE_NAME) as journal:
-        facts = (row for row in journal.rows() if isinstance(row, FactRow))
-        for row in facts:
-            if row.kind == "leased" and _by(row.data) == (worker["index"], worker["incarnation"]):
-                leases.add(row.lease_id)
-            if row.kind in found and row.lease_id in leases and row.at_s > since_s:
-                found[row.kind] += 1
+        for row in (row for row in journal.rows() if isinstance(row, FactRow)):
+            match row.kind:
+                case "leased" if _is_of(worker, row):
+                    leases.add(row.lease_id)
+                case "lost" if _is_of(worker, row):
+                    is_lost = True
+                case "accepted" | "refused" if is_lost and row.lease_id in leases:
+                    found[row.kind] += 1
+    if not is_lost:
+        raise RuntimeError(f"replay was not told of the loss of rollout-{worker['index']}")
     return found
 
 
-def _by(leased: Any) -> tuple[int, int]:
-    return int(leased["worker"].removeprefix("rollout-")), leased["incarnation"]
+def _is_of(worker: Event, row: FactRow) -> bool:
+    name = f"rollout-{worker['index']}"
+    return (row.data["worker"], row.data["incarnation"]) == (name, worker["incarnation"])
 
 
 def _of(worker: Event, events: list[Event]) -> list[Event]:
@@ -196,22 +103,19 @@ def _of(worker: Event, events: list[Event]) -> list[Event]:
 
 def measure(cluster: HostCluster, seconds: float, *, network_only: bool) -> dict[str, Any]:
     hosts, net = cluster.hosts, cluster.net
-    with launched(cluster) as job:
-        figures: dict[str, Any] = {"steps_per_s": slow_link(job, seconds)}
-        if not network_only:
-            cut = lost(job, "rollout-2", lambda: net.cut(hosts["rollout-2"]))
-            time.sleep(10)  # the old worker goes on, alone
-            cut["back_s"] = back(job, cut["worker"], lambda: net.heal(hosts["rollout-2"]))
-            killed = lost(job, "rollout-1", hosts["rollout-1"].kill)
-            killed["back_s"] = back(job, killed["worker"], lambda: cluster.add("rollout-1", 1))
-            time.sleep(10)
-            figures |= {"cut": cut, "killed": killed}
-        job.stop()
-        for name in ("cut", "killed"):
-            if name in figures:
-                loss = figures[name]
-                loss["late"] = late_pushes(loss["worker"], loss["died_at_s"])
-        return figures | {"ledger": job.ledger()}
+    job = launch(cluster)
+    figures: dict[str, Any] = {"steps_per_s": slow_link(job, seconds)}
+    if not network_only:
+        cut = lost(job, "rollout-2", lambda: net.cut(hosts["rollout-2"]))
+        time.sleep(10)  # the old worker goes on, alone
+        cut["back_s"] = back(job, cut["worker"], lambda: net.heal(hosts["rollout-2"]))
+        killed = lost(job, "rollout-1", hosts["rollout-1"].kill)
+        killed["back_s"] = back(job, killed["worker"], lambda: cluster.add("rollout-1", 1))
+        time.sleep(10)  # what is late may still come
+        cut["late"], killed["late"] = late_pushes(cut["worker"]), late_pushes(killed["worker"])
+        figures |= {"cut": cut, "killed": killed}
+    job.stop()
+    return figures | {"ledger": job.ledger()}
 
 
 def page(figures: dict[str, Any]) -> str:
@@ -244,13 +148,14 @@ def page(figures: dict[str, Any]) -> str:
             "(learner, replay, driver), `rollout-1` and `rollout-2` (a worker each), with token "
             "authentication. All share the two cores.",
             "",
-            table(["", ""], rows),
+            table(["what", "figure"], rows),
             "",
             f"Slow: each packet {DELAY_S * 1000:.0f} ms late either way, {LOSS:.0%} lost. Cut: "
             "packets vanish, and neither side is told. A host whose Ray has ended starts it again, "
             "as a service manager does.",
             "",
-            f"At the end `slipstream ledger` found the promise kept: {ledger['fates']}.",
+            "`slipstream ledger`, asked after each loss and at the end "
+            f"({ledger['version']} steps), found every prompt trained once or pending.",
             "",
             "How soon Ray misses a host that was cut off is a setting of the head alone: "
             f"{_s(figures['noticed_by_ray_s']['set'])} with these in the environment of `ray start "
