@@ -139,6 +139,7 @@ def page(figures: dict[str, Any]) -> str:
         ],
     ]
     ledger = figures["ledger"]
+    none_came = not any(cut["late"].values())
     return "\n".join(
         [
             "# Three hosts and a network that breaks",
@@ -152,7 +153,9 @@ def page(figures: dict[str, Any]) -> str:
             "",
             f"Slow: each packet {DELAY_S * 1000:.0f} ms late either way, {LOSS:.0%} lost. Cut: "
             "packets vanish, and neither side is told. A host whose Ray has ended starts it again, "
-            "as a service manager does.",
+            "as a service manager does."
+            + " No late group reached replay in this run, so none could be refused."
+            * none_came,
             "",
             "`slipstream ledger`, asked after each loss and at the end "
             f"({ledger['version']} steps), found every prompt trained once or pending.",
