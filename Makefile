@@ -3,7 +3,7 @@ SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONWARNINGS := ignore::SyntaxWarning
 
-.PHONY: help install quickstart check test seeds modes bench algorithms staleness peers bench-replay chaos scaling clean
+.PHONY: help install quickstart check test seeds modes bench algorithms staleness peers bench-replay chaos scaling netns clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -64,6 +64,10 @@ chaos: install
 ## make scaling      workers and ranks added and taken away while a job trains; writes docs/results/scaling.md
 scaling: install
 	PYTHONPATH=.:scripts python scripts/scaling.py
+
+## make netns        a network of three hosts that breaks; needs root; writes docs/results/netns.md
+netns: install
+	PYTHONPATH=.:scripts python scripts/netns.py
 
 ## make clean        remove the environment and what runs left behind
 clean:
