@@ -19,6 +19,7 @@ from typing import Any
 from pebble import ProcessExpired, ProcessPool
 
 from rollout_worker.rewards import build_reward
+from rollout_worker.semaphores import own_semaphores
 from slipstream.config.job import RewardConfig
 from slipstream.errors import SlipstreamError
 from slipstream.protocols import Reward
@@ -33,6 +34,7 @@ class RewardPool:
 
     def __init__(self, config: RewardConfig) -> None:
         self._config = config
+        own_semaphores()
         self._opening = threading.Lock()
         self._pool = self._open()
         self._prepared = self._pool.schedule(_prepare, args=[config], timeout=START_TIMEOUT_S)
