@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 
+from rollout_worker.semaphores import remove_of_the_dead
 from slipstream.errors import JobFileError, Problem
 
 
@@ -45,6 +46,7 @@ def connected(address: str | None, import_dirs: list[str]) -> Iterator[Any]:
         yield context
     finally:
         ray.shutdown()
+        remove_of_the_dead()  # of workers that were killed as the last ones of this machine
 
 
 def available() -> dict[str, float]:

@@ -16,6 +16,7 @@ import ray
 from ray.exceptions import GetTimeoutError, ObjectFetchTimedOutError, ObjectLostError
 
 from rollout_worker.preemption import on_sigterm
+from rollout_worker.semaphores import remove_own
 from slipstream.affinity import bind_process
 from slipstream.config.job import JobConfig
 from slipstream.errors import UpdateLost, UpdateStalled
@@ -76,6 +77,7 @@ class RolloutWorkerActor:
             return outcome
         finally:
             self._worker.close()
+            remove_own()
 
     def request_evaluation(self, version: int, prompts: tuple[Prompt, ...]) -> None:
         """Evaluate held-out prompts once the engine holds `version`."""

@@ -7,6 +7,7 @@ their names say whose they are, and the next worker on the machine removes those
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from multiprocessing import process
 from pathlib import Path
@@ -24,12 +25,27 @@ def own_semaphores() -> None:
 
 def remove_of_the_dead() -> None:
     """Where the system shows semaphores as files; elsewhere nothing happens."""
+    for pid, path in _found():
+        if not _lives(pid):
+            with suppress(OSError):
+                path.unlink()
+
+
+def remove_own() -> None:
+    """Once this process needs none any more."""
+    for pid, path in _found():
+        if pid == os.getpid():
+            with suppress(OSError):
+                path.unlink()
+
+
+def _found() -> Iterator[tuple[int, Path]]:
+    """Process and file."""
     prefix = f"sem.{_NAME.format(namespace=_namespace(), pid='')}"
     for path in SHARED_MEMORY.glob(f"{prefix}*"):
         pid = path.name.removeprefix(prefix).partition("-")[0]
-        if pid.isdecimal() and not _lives(int(pid)):
-            with suppress(OSError):
-                path.unlink()
+        if pid.isdecimal():
+            yield int(pid), path
 
 
 def _lives(pid: int) -> bool:
