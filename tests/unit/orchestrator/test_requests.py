@@ -35,7 +35,8 @@ class Fleet:
     def __init__(self, job: JobConfig) -> None:
         self.told: list[tuple[Any, ...]] = []
         self.rollouts = SimpleNamespace(num_wanted=2, scale=self._note("scale"))
-        self.learners = SimpleNamespace(job=job, is_running=True, rebuild=self._note("rebuild"))
+        rebuild = self._note("rebuild")
+        self.learners = SimpleNamespace(job=job, is_running=True, is_done=False, rebuild=rebuild)
         self.pause = self._note("pause")
         self.dismiss_learner = self._note("dismiss")
         self.request_stop = self._note("stop")
@@ -150,6 +151,12 @@ def test_as_many_ranks_as_there_are() -> None:
     running = Running(learner={"num_ranks": 2})
     assert running.ask(Scale(learner=2)) == (True, "it is as you say")
     assert running.fleet.told == []
+
+
+def test_a_learner_that_is_done_is_not_built_anew() -> None:
+    running = Running()
+    running.fleet.learners.is_done = True
+    assert running.ask(Scale(learner=2)) == (False, "the learner has done all its steps")
 
 
 def test_the_last_word_about_ranks_counts() -> None:
