@@ -161,7 +161,7 @@ class LearnerLoop:
 
     def _commit(self) -> None:
         """The files are written while training goes on."""
-        with self._busy.phase("write"):  # of the commit before: as long as its disk takes
+        with self._busy.phase("write"):  # of the commit before
             self._commits.join()
         with self._busy.phase("commit"):
             snapshot = None

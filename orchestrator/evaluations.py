@@ -28,6 +28,12 @@ class Evaluations:
         """An `eval` event, of weights that are not gone."""
         self._wanted = {v: who for v, who in self._wanted.items() if v > event["version"]}
 
+    def missed(self, worker: str) -> None:
+        """What `worker` was asked for it has done with weights that are gone."""
+        for version, who in self._wanted.items():
+            if who is not None and who.startswith(f"{worker} "):
+                self._wanted[version] = None
+
     def go_back(self, version: int) -> None:
         """Those of weights that are gone are not wanted any more."""
         self._newest = min(self._newest, version)

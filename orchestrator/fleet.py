@@ -134,17 +134,18 @@ class Fleet:
         return found
 
     def replay_stats(self) -> Mapping[str, Any]:
-        """Its newest statistics. Replay that has not answered for half of the time that a call to
-        it may take is killed; with a journal it comes back."""
+        """Its newest statistics. Replay that has not answered for as long as a call to it may take
+        is killed, where it comes back from a journal."""
         if self._asked_stats is None:
             self._asked_stats, self._asked_stats_s = self.replay.stats.remote(), time.monotonic()
         if ray.wait([self._asked_stats], timeout=ANSWER_S)[0]:
             asked, self._asked_stats = self._asked_stats, None
             with suppress(RayError):
                 self._stats = ray.get(asked)
-        elif time.monotonic() - self._asked_stats_s > self.job.replay.call_timeout_s / 2:
-            ray.kill(self.replay, no_restart=False)
+        elif time.monotonic() - self._asked_stats_s > self.job.replay.call_timeout_s:
             self._asked_stats = None
+            if self.job.replay.durability != "off":
+                ray.kill(self.replay, no_restart=False)
         return self._stats
 
     def request_stop(self, reason: str) -> None:

@@ -228,6 +228,8 @@ class _Run:
                     self._progress.note(str(event["cause"]).splitlines()[0])
                 case "eval" if self._state.counts(event):
                     self._evaluations.heard(event)
+                case "eval":
+                    self._evaluations.missed(f"rollout-{event['index']}")
         self._state.replay = self._fleet.replay_stats()
         self._run_dir.flush()
 
@@ -259,6 +261,10 @@ class _Run:
     def _go_back(self, failure: LearnerFailed) -> None:
         """Start the learners again from the newest commit, unless that has failed too often."""
         self._fleet.learners.end()
+        if self._fleet.stop_requested is not None:
+            raise RoleFailed(
+                f"{failure}\nThe job was to stop: go on from the newest commit with --resume"
+            )
         self._fleet.learners.give_up_rebuild()
         checkpoints = self._run_dir.path / "checkpoints"
         found = find(checkpoints)

@@ -67,8 +67,7 @@ class Learners:
         self._workers = workers
         self._shared = bundles
         self._bundles = bundles or rank_bundles(job)
-        self._has_run = False
-        self._before_rebuild: int | None = None  # the number of ranks, until the new ones run
+        self._num_that_ran: int | None = None  # of ranks, the last that have come to run
         self.may_start = False  # once the data is known to be good
         self.num_restarts = 0  # that were not asked for
         self.events: list[Event] = []  # for who takes them away
@@ -119,7 +118,7 @@ class Learners:
                 if self._are_done([rank.call for rank in self.ranks], self.ranks):
                     for rank in self.ranks:
                         rank.call = rank.actor.run.remote()
-                    self._has_run, self._before_rebuild = True, None
+                    self._num_that_ran = self.job.learner.num_ranks
                     self._enter("running")
             case "running":
                 self._listen()
@@ -189,7 +188,8 @@ class Learners:
 
     def _fail(self, why: str, *, may_help: bool) -> None:
         """With nccl the engines' end of the weights' group cannot be formed anew."""
-        if may_help and self._has_run and self.job.weights.transport != "nccl":
+        may_help |= self._is_rebuilt  # as many as before may run
+        if may_help and self._num_that_ran and self.job.weights.transport != "nccl":
             raise LearnerFailed(why)
         raise RoleFailed(why)
 
@@ -212,15 +212,19 @@ class Learners:
         """With so many ranks, on devices given anew, from `commit`, or from where they were to
         begin; in the same timeline."""
         self.end()
-        self._before_rebuild = self.job.learner.num_ranks if self.is_running else None
         self._resize(num_ranks)
         self.begin(commit or self._commit, self._timeline)
 
     def give_up_rebuild(self) -> None:
         """Where the new ranks have not come to run: as many as before, from the next `begin` on."""
-        if self._before_rebuild is not None:
-            self._resize(self._before_rebuild)
-            self._before_rebuild = None
+        if self._is_rebuilt:
+            assert self._num_that_ran is not None
+            self._resize(self._num_that_ran)
+
+    @property
+    def _is_rebuilt(self) -> bool:
+        """Whether as many ranks as there are to be now have never run."""
+        return self._num_that_ran not in (None, self.job.learner.num_ranks)
 
     def _resize(self, num_ranks: int) -> None:
         assert self._shared is None, "shared devices stay as they are"

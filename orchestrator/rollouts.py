@@ -140,7 +140,8 @@ class Rollouts:
     @property
     def is_ready(self) -> bool:
         """Whether training may start."""
-        return len(self.running) >= (self._job.rollout.quorum or self.num_wanted)
+        quorum = self._job.rollout.quorum or self.num_wanted
+        return len(self.running) >= min(quorum, self.num_wanted)
 
     # --- one look at each -------------------------------------------------------------
 

@@ -118,10 +118,16 @@ def _claim(path: Path, mine: Driver) -> None:
     """Make `mine` the holder. Raises JobFileError where another is, or is about to be."""
     while True:
         chain = _chain(path)
-        if chain and (found := _look(chain[-1])) and not _is_gone(*found):
-            raise JobFileError([Problem(str(path.parent), "", _refusal(*found))])
-        last = _read(chain[-1]) if chain else None
-        place = path if last is None else _after(path, last)
+        place = path
+        if chain:
+            found = _look(chain[-1])
+            if found is None:
+                continue  # it has just been renamed, or given up
+            if not _is_gone(*found):
+                raise JobFileError([Problem(str(path.parent), "", _refusal(*found))])
+            place = _after(
+                path, found[0]
+            )  # the one that was judged: the file may be another by now
         if not _write_new(path, place, mine):
             continue
         # The chain may have become another one before that: then `place` hangs in the air.

@@ -25,11 +25,11 @@ def fault_point(name: str) -> None:
     if trace := os.environ.get("SLIPSTREAM_FAULT_TRACE"):
         with open(trace, "a", encoding="utf-8") as file:  # noqa: PTH123
             file.write(name + "\n")
-    for fault in os.environ.get("SLIPSTREAM_FAULT", "").split(","):
-        chosen, passing, how = (*fault.split(":"), "", "")[:3]
-        if fault and name == chosen:
-            _passings[name] += 1
-            if _passings[name] == int(passing or 1) and _is_first(name):
+    if faults := os.environ.get("SLIPSTREAM_FAULT"):
+        _passings[name] += 1
+        for fault in faults.split(","):
+            chosen, passing, how = (*fault.split(":"), "", "")[:3]
+            if (chosen, int(passing or 1)) == (name, _passings[name]) and _is_first(name):
                 _fail(how)
 
 

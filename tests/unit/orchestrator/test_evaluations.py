@@ -17,6 +17,24 @@ class Workers:
         return self.present[0]
 
 
+def test_what_was_done_with_weights_that_are_gone_is_asked_for_again() -> None:
+    asked: list[int] = []
+
+    def ask(version: int) -> str:
+        asked.append(version)
+        return "rollout-1 0"
+
+    evaluations = Evaluations(ask)
+    evaluations.want(7)
+    evaluations.tick({"rollout-1 0"})
+    evaluations.missed("rollout-10")
+    evaluations.tick({"rollout-1 0"})
+    assert asked == [7]
+    evaluations.missed("rollout-1")
+    evaluations.tick({"rollout-1 0"})
+    assert asked == [7, 7]
+
+
 def test_each_is_asked_for_once() -> None:
     workers = Workers("a", "b")
     evaluations = Evaluations(workers.ask)

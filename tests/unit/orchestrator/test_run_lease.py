@@ -103,6 +103,28 @@ def test_of_two_that_take_over_at_once_one_wins(tmp_path: Path) -> None:
     assert all(names(directory) == [] for directory in directories)
 
 
+def test_who_judged_the_dead_one_does_not_follow_the_living(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It judged the dead one, slept while another took over, and wakes before it has named it."""
+    other(tmp_path, age_s=31)
+    is_gone = run_lease._is_gone
+    rivals: list[Any] = []
+
+    def before_a_nap(driver: Any, age_s: float) -> bool:
+        gone = is_gone(driver, age_s)
+        if gone and not rivals:
+            rivals.append(None)
+            rivals[0] = held(tmp_path)
+            rivals[0].__enter__()
+        return gone
+
+    monkeypatch.setattr(run_lease, "_is_gone", before_a_nap)
+    with pytest.raises(JobFileError, match="is at work on this run"), held(tmp_path):
+        pass
+    rivals[0].__exit__(None, None, None)
+
+
 def test_who_takes_over_late_sees_that_another_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
