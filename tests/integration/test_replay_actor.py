@@ -231,10 +231,11 @@ def test_lost_workers_and_a_discarded_batch_survive_its_death_and_going_back(
         await actor.lose("w0", 1, blame=True)
         assert (await actor.stats())["drops"] == {"quarantined": 1}
         await actor.go_back(commit, 1)
-        assert await ordinals(actor, 0) == [1], "0 is dropped without another engine"
+        assert await ordinals(actor, 1) == [], "it stays lost"
+        assert await ordinals(actor, 2) == [1], "0 is dropped without another engine"
         actor = opened(careful, tmp_path)
         for _ in range(2):
-            reply = await actor.lease("w0", 0, 1, held=(), yielded_version=None)
+            reply = await actor.lease("w0", 2, 1, held=(), yielded_version=None)
             await actor.put([scripted_group(lease, rewards=(0, 1)) for lease in reply.leases])
         batch = await actor.take(0, 1)
         assert isinstance(batch, Batch)
