@@ -19,8 +19,8 @@ ROLES = ("learner", "rollout")
 
 
 @contextmanager
-def two_nodes(cpus_per_node: int = 1) -> Iterator[str]:
-    """Start the nodes, yield the cluster's address, stop them."""
+def two_nodes(cpus_per_node: int = 1, *, more: tuple[str, ...] = ()) -> Iterator[str]:
+    """Start the nodes, yield the cluster's address, stop them. `more`: roles of further nodes."""
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
     from ray.cluster_utils import Cluster
@@ -30,7 +30,7 @@ def two_nodes(cpus_per_node: int = 1) -> Iterator[str]:
     subprocess.run([ray_command, "get-auth-token", "--generate"], check=True, capture_output=True)
     cluster = Cluster()
     try:
-        for role in ROLES:
+        for role in (*ROLES, *more):
             cluster.add_node(num_cpus=cpus_per_node, labels={"slipstream-role": role})
         yield cluster.address
     finally:
