@@ -248,7 +248,7 @@ class HealthConfig(Section):
     learner.step_timeout_s or weights.timeout_s.
     """
 
-    heartbeat_timeout_s: PositiveFloat = 8.0  # without an answer: killed, stopped, or cut off
+    heartbeat_timeout_s: PositiveFloat = 7.0  # without an answer: killed, stopped, or cut off
     probe_every_s: PositiveFloat = 5.0  # an engine without work makes a token that often
     call_timeout_s: PositiveFloat = 60.0  # of the driver's calls to a role
     stop_timeout_s: PositiveFloat = 30.0  # for a role to close, before it is killed

@@ -294,7 +294,7 @@ def test_what_a_hang_says_of_the_prompts(world: World, doing: dict[str, Any], bl
 def test_silence_blames_nobody(world: World) -> None:
     found = fleet(world, 1)
     found.ask()
-    world.now_s += 8.0
+    world.now_s += 7.0
     found.tick()
     assert world.lost == []
     assert found.statuses((0, 0))[0].state == State.SUSPECT
