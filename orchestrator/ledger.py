@@ -17,7 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.run_files import find_run
-from replay.audit import TRAINED, Audit, Lengths, Rollback, audit
+from replay.audit import TRAINED, audit
+from replay.findings import Audit, Lengths, Rollback
 from replay.journal import FILE_NAME, JournalReader
 from replay.rows import FactRow, Row, SnapshotRow
 from slipstream.errors import SlipstreamError

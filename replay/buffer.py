@@ -191,9 +191,8 @@ class ReplayBuffer:
         """Issue again what was not handed in within its lease's time."""
         if now_s < self._next_expiry_s:
             return
-        self._next_expiry_s = (
-            now_s + self.rules.lease_timeout_s
-        )  # of whatever is leased from now on
+        # Of whatever is leased from now on.
+        self._next_expiry_s = now_s + self.rules.lease_timeout_s
         for leased in list(self.state.running.values()):
             lease = self._lease(leased, now_s)
             if lease.expires_at_s <= now_s:

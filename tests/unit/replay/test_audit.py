@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from replay.audit import Audit, Breach, Promise, Rollback, audit
+from replay.audit import Promise, audit
 from replay.facts import (
     Accepted,
     Discarded,
@@ -24,6 +24,7 @@ from replay.facts import (
     Trained,
     Use,
 )
+from replay.findings import Audit, Breach, Rollback
 from replay.rows import FactRow, Row, SnapshotKind, SnapshotRow, columns_of
 from slipstream.records import DropReason, RefusalReason
 from tests.helpers.groups import accepted, leased, make_group
