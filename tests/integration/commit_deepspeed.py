@@ -1,6 +1,6 @@
 """A commit of a real DeepSpeed engine: copies that training does not change, and the way back.
 
-    python commit_deepspeed.py MODEL OUT RANK NUM_RANKS PORT ZERO_STAGE...
+    python commit_deepspeed.py MODEL OUT ZERO_STAGE...
 
 Trains two steps, starts a commit, trains two more while its files are held back, then lets
 them be written. A fresh engine restored from them must be, bit for bit, what was there at the
@@ -9,7 +9,6 @@ commit, and must train on to the same weights.
 
 from __future__ import annotations
 
-import os
 import random
 import sys
 import threading
@@ -18,21 +17,12 @@ from typing import Any
 
 
 def main() -> None:
-    model, out, rank, num_ranks, port, *stages = sys.argv[1:]
-    os.environ.update(
-        RANK=rank,
-        LOCAL_RANK=rank,
-        WORLD_SIZE=num_ranks,
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=port,
-        DS_ACCELERATOR="cpu",
-        OMP_NUM_THREADS="1",
-    )
+    model, out, *stages = sys.argv[1:]
     import torch.distributed as dist
 
     dist.init_process_group("gloo")
     for stage in stages:
-        check(model, Path(out) / stage, int(stage), int(num_ranks))
+        check(model, Path(out) / stage, int(stage), dist.get_world_size())
 
 
 def check(model: str, root: Path, stage: int, num_ranks: int) -> None:

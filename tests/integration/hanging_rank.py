@@ -1,6 +1,6 @@
 """One of two learner ranks, the second of which hangs in its second step.
 
-    python hanging_rank.py MODEL RANK PORT ZERO_STAGE
+    python hanging_rank.py MODEL ZERO_STAGE
 
 Rank 0 must raise DeadlineExceeded. It prints how long it waited, in seconds.
 """
@@ -16,16 +16,7 @@ STEP_TIMEOUT_S, HANGS_S = 3.0, 60.0
 
 
 def main() -> None:
-    model, rank, port, stage = sys.argv[1:]
-    os.environ.update(
-        RANK=rank,
-        LOCAL_RANK=rank,
-        WORLD_SIZE="2",
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=port,
-        DS_ACCELERATOR="cpu",
-        OMP_NUM_THREADS="1",
-    )
+    model, stage = sys.argv[1:]
     from learner.engine import LearnerEngine
     from learner.policy import load_policy
     from learner.ranks import collectives, join, limit_collectives
@@ -40,14 +31,14 @@ def main() -> None:
     step = LearnerStep(job, engine, None)
     limit_collectives(job.learner.step_timeout_s)
     step.run(make_batch(0))
-    if rank == "1":
+    if engine.rank == 1:
         hang_in(engine)
     start_s = time.monotonic()
     try:
         with collectives(job.learner.step_timeout_s):
             step.run(make_batch(1))
     except DeadlineExceeded as error:
-        print(f"{time.monotonic() - start_s:.1f} {error}")
+        print(f"{time.monotonic() - start_s:.1f} {error}", flush=True)
         os._exit(0)  # the group's threads still wait for the other rank
     raise AssertionError("the other rank hung, and the step ended")
 

@@ -1,6 +1,6 @@
 """One rank of a learner, without Ray: trains 5 steps under each setting, saves the weights.
 
-    python learner_ranks.py MODEL OUT RANK NUM_RANKS PORT SETTING...
+    python learner_ranks.py MODEL OUT SETTING...
 
 A setting is `ZERO_STAGE:MAX_TOKENS_PER_MICROBATCH[:recompute|:critic|:head|:region|:bf16]`. Rank 0
 writes OUT/<setting>.npz, with `critic` the critic's weights too.
@@ -12,7 +12,6 @@ leave no trace on any rank; not so with `:undisturbed`.
 from __future__ import annotations
 
 import math
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,16 +21,7 @@ DISTURBED = (0, 2)  # before Adam has moments, and with them
 
 
 def main() -> None:
-    model, out, rank, num_ranks, port, *settings = sys.argv[1:]
-    os.environ.update(
-        RANK=rank,
-        LOCAL_RANK=rank,
-        WORLD_SIZE=num_ranks,
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=port,
-        DS_ACCELERATOR="cpu",
-        OMP_NUM_THREADS="1",
-    )
+    model, out, *settings = sys.argv[1:]
     import torch
     import torch.distributed as dist
 
@@ -39,7 +29,7 @@ def main() -> None:
     torch.manual_seed(0)
     dist.init_process_group("gloo")
     for setting in settings:
-        train(model, int(num_ranks), setting, Path(out))
+        train(model, dist.get_world_size(), setting, Path(out))
 
 
 def fetch_ahead_little() -> None:

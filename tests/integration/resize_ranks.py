@@ -1,6 +1,6 @@
 """One rank of a learner whose commit others restore: another number of ranks, another ZeRO stage.
 
-    python resize_ranks.py MODEL OUT RANK NUM_RANKS PORT ACTION...
+    python resize_ranks.py MODEL OUT ACTION...
 
 `save:STAGE:DTYPE:STEPS:RUN` trains so many steps, writes its part of a commit into OUT/RUN, and
 trains one more. `load:STAGE:DTYPE:STEPS:RUN:NEW` restores that commit into other weights and trains
@@ -10,23 +10,13 @@ OUT/NEW.npz: whole float32 weights and moments, by DeepSpeed's own way to put th
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 
 def main() -> None:
-    model, out, rank, num_ranks, port, *actions = sys.argv[1:]
-    os.environ.update(
-        RANK=rank,
-        LOCAL_RANK=rank,
-        WORLD_SIZE=num_ranks,
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=port,
-        DS_ACCELERATOR="cpu",
-        OMP_NUM_THREADS="1",
-    )
+    model, out, *actions = sys.argv[1:]
     import torch
     import torch.distributed as dist
 
@@ -34,7 +24,7 @@ def main() -> None:
     for number, action in enumerate(actions):
         torch.manual_seed(number)
         kind, stage, dtype, steps, run, *new = action.split(":")
-        contents = make(model, int(stage), dtype, int(num_ranks))
+        contents = make(model, int(stage), dtype, dist.get_world_size())
         if kind == "save":
             save(contents, int(steps), Path(out) / run)
         else:

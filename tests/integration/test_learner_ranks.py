@@ -3,20 +3,15 @@ without a finite gradient change nothing."""
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.helpers.jobs import make_model
+from tests.helpers.ranks import run_ranks
 
 PROGRAM = Path(__file__).with_name("learner_ranks.py")
-ROOT = Path(__file__).parents[2]
 WHOLE, MANY = 4096, 40  # padded tokens: one microbatch, and about eight
 KINDS = ("critic", "head", "region")
 PLAIN = [*(f"{stage}:{MANY}" for stage in range(4)), f"3:{MANY}:recompute"]
@@ -26,33 +21,6 @@ UNEVEN = [f"{stage}:{MANY}" for stage in (1, 2, 3)]  # three ranks: the last one
 UNDISTURBED = "undisturbed"  # by steps without a finite gradient, as all others are
 
 
-def train(model: Path, out: Path, num_ranks: int, settings: list[str]) -> None:
-    out.mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    arguments = [sys.executable, str(PROGRAM), str(model), str(out)]
-    # Into files: a rank that waits for somebody to read its pipe makes the others wait for it.
-    logs = [out / f"rank{rank}.log" for rank in range(num_ranks)]
-    with ExitStack() as stack:
-        ranks = [
-            subprocess.Popen(
-                [*arguments, str(rank), str(num_ranks), str(port), *settings],
-                cwd=ROOT,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
-                stdout=stack.enter_context(log.open("w")),
-                stderr=subprocess.STDOUT,
-            )
-            for rank, log in enumerate(logs)
-        ]
-        try:
-            for process, log in zip(ranks, logs, strict=True):
-                assert process.wait(timeout=300) == 0, log.read_text()[-3000:]
-        finally:
-            for process in ranks:
-                process.kill()
-
-
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, np.ndarray]]:
     """`ranks/setting` -> name -> array, after 5 steps."""
@@ -60,9 +28,10 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, np.
     model = make_model(directory / "model")
     kinds = ("", *(f":{kind}" for kind in KINDS))
     whole = [f"0:{WHOLE}{kind}:{UNDISTURBED}" for kind in kinds]
-    train(model, directory / "1", 1, [*whole, *PLAIN])
-    train(model, directory / "2", 2, [*PLAIN, *MORE, *BFLOAT16])
-    train(model, directory / "3", 3, UNEVEN)
+    settings = {1: [*whole, *PLAIN], 2: [*PLAIN, *MORE, *BFLOAT16], 3: UNEVEN}
+    for num_ranks, of_these in settings.items():
+        out = directory / str(num_ranks)
+        run_ranks(PROGRAM, num_ranks, out, str(model), str(out), *of_these)
     return {
         f"{ranks}/{path.stem}": dict(np.load(path))
         for ranks in ("1", "2", "3")

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.helpers.jobs import make_model
+from tests.helpers.ranks import run_ranks
 
 PROGRAM = Path(__file__).with_name("resize_ranks.py")
-ROOT = Path(__file__).parents[2]
 STEPS = 2
 FLOAT32, BFLOAT16 = "float32", "bfloat16"
 SETTINGS = [*((stage, FLOAT32) for stage in range(4)), (1, BFLOAT16), (2, BFLOAT16)]
@@ -45,34 +40,6 @@ def result_of(case: Case) -> str:
     return f"{run_of(case)}-to-{case[2]}-zero{case[3]}"
 
 
-def run_ranks(model: Path, out: Path, num_ranks: int, actions: list[str]) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # Into files: a rank that waits for somebody to read its pipe makes the others wait for it.
-    logs = [out / f"{actions[0][:4]}-{num_ranks}-{rank}.log" for rank in range(num_ranks)]
-    with ExitStack() as stack:
-        ranks = [
-            subprocess.Popen(
-                [
-                    *(sys.executable, str(PROGRAM), str(model), str(out)),
-                    *(str(rank), str(num_ranks), str(port), *actions),
-                ],
-                cwd=ROOT,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
-                stdout=stack.enter_context(log.open("w")),
-                stderr=subprocess.STDOUT,
-            )
-            for rank, log in enumerate(logs)
-        ]
-        try:
-            for process, log in zip(ranks, logs, strict=True):
-                assert process.wait(timeout=300) == 0, log.read_text()[-3000:]
-        finally:
-            for process in ranks:
-                process.kill()
-
-
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory of what was at each commit, and what each restored one had."""
@@ -85,9 +52,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for case in CASES
             if case[0] == writer
         }
-        run_ranks(model, out, writer, [*commits.values(), *(loads(2) if writer == 2 else [])])
+        actions = [*commits.values(), *(loads(2) if writer == 2 else [])]
+        run_ranks(PROGRAM, writer, out, str(model), str(out), *actions)
     for reader in (1, 3):
-        run_ranks(model, out, reader, loads(reader))
+        run_ranks(PROGRAM, reader, out, str(model), str(out), *loads(reader))
     return out
 
 
