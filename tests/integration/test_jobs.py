@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from two_nodes import two_nodes
 
 from tests.helpers.runs import (
     ROOT,
     assert_nothing_is_left,
-    environment,
     events,
     kill_with_children,
     launch,
@@ -171,16 +171,9 @@ def test_split_hands_over_whole_batches_of_the_version_before(tmp_path: Path) ->
 
 
 def test_multinode_places_roles_by_label(tmp_path: Path) -> None:
-    program = [sys.executable, str(ROOT / "scripts" / "two_nodes.py")]
-    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True, env=environment()) as nodes:
-        assert nodes.stdout is not None
-        address = nodes.stdout.readline().split()[-1]
-        job, arguments = EXAMPLES / "multinode.yaml", ("name=nodes", "--address", address)
-        try:
-            done = launch(job, tmp_path, *SMALL, *arguments)
-        finally:
-            nodes.terminate()
-            nodes.wait(timeout=60)
+    with two_nodes() as address:
+        arguments = ("name=nodes", "--address", address)
+        done = launch(EXAMPLES / "multinode.yaml", tmp_path, *SMALL, *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     assert [event["version"] for event in events(tmp_path / "nodes", "step")] == [1, 2, 3, 4, 5]
     assert_nothing_is_left()

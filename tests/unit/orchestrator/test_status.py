@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from orchestrator import cli
+from orchestrator.commands import running
 from orchestrator.control import Control, Pause, Request, Resume, Scale
 from orchestrator.run_lease import held
 from orchestrator.status import RoleStatus, Status, write_status
@@ -223,7 +224,7 @@ def test_a_running_job_is_asked(
 
 
 def test_no_answer_exits_with_1(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "ANSWER_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(running, "ANSWER_TIMEOUT_S", 0.05)
     with held(run):
         result = slipstream("pause", run)
     assert result.exit_code == 1

@@ -1,0 +1,1 @@
+"""What each command of `slipstream` does; `orchestrator.cli` names them."""
