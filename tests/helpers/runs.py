@@ -24,7 +24,13 @@ def command(job: Path, runs: Path, *arguments: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", MARK: "1"}
+    ours = {
+        "PYTHONPATH": str(ROOT),
+        "PYTHONWARNINGS": "ignore",
+        "RAY_AUTH_MODE": "token",
+        MARK: "1",
+    }
+    return {**os.environ, **ours}
 
 
 def launch(job: Path, runs: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
