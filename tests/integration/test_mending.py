@@ -52,6 +52,27 @@ def test_a_job_whose_driver_is_killed_leaves_nothing_and_goes_on(tmp_path: Path)
     assert_nothing_is_left()
 
 
+def test_shared_devices_mend_too(tmp_path: Path) -> None:
+    """In `sync` worker and learner take turns, and each waits for the other's successor."""
+    directory = tmp_path / "turns"
+    settings = (*SETTINGS, "name=turns", "mode=sync", "rollout.num_workers=1")
+    settings = (*settings, "replay.max_staleness=0")
+    with started(JOB, tmp_path, *settings) as job:
+        wait_for(lambda: len(events(directory, "step")) > 25)
+        psutil.Process(pids("RolloutWorkerActor")[0]).kill()
+        wait_for(lambda: len(events(directory, "worker_started")) == 2)
+        wait_for_steps(directory, 5)
+        assert not events(directory, "went_back"), "the learner waits"
+        psutil.Process(pids("LearnerRank")[0]).kill()
+        wait_for(lambda: len(events(directory, "went_back")) == 1)
+        wait_for_steps(directory, 5)
+        assert slipstream("stop", str(directory)).returncode == 0
+        assert job.wait(timeout=60) == 0
+    assert len(events(directory, "worker_died")) == 1, "the worker goes on"
+    assert ledger(directory)["findings"] == []
+    assert_nothing_is_left()
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The directory of a job that trains; at the end it is stopped, and its promise holds."""
