@@ -5,7 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.helpers.runs import ROOT, assert_nothing_is_left, events, ledger, started, wait_for
+from tests.helpers.runs import (
+    ROOT,
+    assert_nothing_is_left,
+    events,
+    launch,
+    ledger,
+    started,
+    wait_for,
+)
 
 JOB = ROOT / "examples" / "arithmetic" / "buffered.yaml"
 DEADLINE_S = 20.0
@@ -46,4 +54,29 @@ def test_both_are_mended_within_twice_their_deadline(tmp_path: Path) -> None:
     steps = [e["time_s"] for e in events(run, "step")]
     assert min(s for s in steps if s > back["time_s"]) - hung_s < 2 * DEADLINE_S
     assert ledger(run)["fates"] == {"trained": 60 * 8}
+    assert_nothing_is_left()
+
+
+def test_a_job_that_gets_nowhere_says_who_waits_and_ends(tmp_path: Path) -> None:
+    """Every answer is worth the same, and such groups are refilled for ever."""
+    (tmp_path / "flat.py").write_text("def score(prompt, answer, item):\n    return 1.0\n")
+    job = tmp_path / "flat.yaml"
+    job.write_text(JOB.read_text())
+    limits = (
+        *("rollout.start_timeout_s=40", "learner.start_timeout_s=40", "weights.timeout_s=20"),
+        *("rollout.step_timeout_s=20", "learner.step_timeout_s=20", "replay.lease_timeout_s=40"),
+        *("replay.call_timeout_s=40", "health.call_timeout_s=20", "reward.timeout_s=1"),
+        "telemetry.watchdog_s=41",
+    )
+    flat = ("name=flat", "reward.kind=function", "reward.path=flat:score", *limits)
+    flat = (*flat, "replay.dynamic_sampling=true", "replay.on_stale=drop")
+    flat = (*flat, f"model.path={JOB.parent}/base_model", "rollout.num_workers=1")
+    done = launch(job, tmp_path, *SETTINGS, *flat, "learner.num_ranks=1")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "no learner step for 41 s (telemetry.watchdog_s): " in done.stderr
+    assert "learner-0 has waited" in done.stderr
+    assert "Traceback" not in done.stderr
+    (stacks,) = (tmp_path / "flat").glob("stacks-*.txt")
+    for role in ("learner-0", "rollout-0"):
+        assert f"===== {role}" in stacks.read_text()
     assert_nothing_is_left()
