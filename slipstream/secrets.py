@@ -19,6 +19,7 @@ T = TypeVar("T")
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _NOUN = r"(?:token|secret|password|passwd|passphrase|credentials?|key)"
 _SECRET_WORD = re.compile(rf".*{_NOUN}|pat", re.IGNORECASE)
+_ALONE = (["key"], ["pat"])  # mean something else without a word before
 _PLACE_WORDS = ("path", "file", "dir", "mode", "type", "field")  # HF_TOKEN_PATH: where one lies
 # `name=value`, and `some_name: value` or `"name": "value"`; prose has a colon behind a bare noun.
 _ASSIGNED = re.compile(
@@ -37,7 +38,7 @@ _WELL_KNOWN = re.compile(
 def is_secret_name(name: str) -> bool:
     """Whether what goes by this name is a secret: HF_TOKEN is, max_new_tokens is not."""
     words = [word.lower() for word in _WORD.findall(name)]
-    if not words or words == ["key"] or words[-1] in _PLACE_WORDS:
+    if not words or words in _ALONE or words[-1] in _PLACE_WORDS:
         return False
     return any(_SECRET_WORD.fullmatch(word) for word in words)
 

@@ -30,7 +30,7 @@ def test_names_of_secrets(name: str) -> None:
     "name",
     [
         *("max_new_tokens", "TOKENIZERS_PARALLELISM", "tokenizer", "num_tokens", "PWD", "PATH"),
-        *("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "key", "keep_last", "prompt_field", ""),
+        *("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "key", "pat", "keep_last", "prompt_field", ""),
     ],
 )
 def test_names_of_other_things(name: str) -> None:
