@@ -33,6 +33,13 @@ MIB = 2**20
 LEARNER, CRITIC, REFERENCE = "learner", "critic", "reference.pt"
 # safetensors holds Python's lock while it writes a file, and the step's thread waits for it.
 MAX_MODEL_FILE = "512MB"
+# What a pickle of numpy's random state names.
+NUMPY_ARRAYS = [
+    np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
+    np.ndarray,
+    np.dtype,
+    np.dtypes.UInt32DType,
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,8 +79,7 @@ class Contents:
         if self.critic is not None:
             self.critic.load(directory / CRITIC)
         if self.reference is not None and self.job.algorithm.reference_moves:
-            saved = torch.load(directory / REFERENCE, map_location="cpu")
-            self.reference.load_state_dict(saved)
+            self.reference.load_state_dict(load(directory / REFERENCE))
         random_file = directory / _random(self.engine.rank)
         if random_file.exists():
             set_random_state(load(random_file), self.engine.device)
@@ -94,8 +100,9 @@ def save(state: Any, path: Path) -> None:
 
 
 def load(path: Path) -> Any:
-    """What `save` wrote; of a verified commit, as it may hold any object."""
-    return torch.load(path, map_location="cpu", weights_only=False)
+    """What `save` wrote: tensors, plain values and numpy's arrays, nothing that could run code."""
+    with torch.serialization.safe_globals(NUMPY_ARRAYS):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

@@ -196,7 +196,8 @@ def _load(kind: Any, path: str, config: ModelConfig) -> Any:
     model = kind.from_pretrained(
         path,
         revision=config.revision if path == config.path else None,
-        trust_remote_code=config.trust_remote_code,
+        use_safetensors=True,  # a pickle can run code
+        **config.code,
         dtype=getattr(torch, config.dtype),
         attn_implementation="sdpa",
     )

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from learner.checkpoint import find
 from orchestrator import run_lease
@@ -43,7 +44,7 @@ def preflight(
     sections = file.sections
     findings: list[tuple[str, str]] = []
     if "model" in sections:
-        findings += _model(sections["model"])
+        findings += _model(sections["model"], job_dir)
     if "data" in sections:
         findings += _data(sections["data"])
     if "reward" in sections:
@@ -67,24 +68,56 @@ def fits(plan: Plan, available: Mapping[str, float], where: str) -> list[Problem
     ]
 
 
-def _model(model: ModelConfig) -> Iterator[tuple[str, str]]:
+def _model(model: ModelConfig, job_dir: Path) -> Iterator[tuple[str, str]]:
     path = Path(model.path)
-    if not path.is_dir():
-        if path.is_absolute() or model.path.startswith(".") or model.path.count("/") != 1:
-            yield "model.path", f"{path} is no directory here, and no name of the form owner/model"
-        return
+    if model.chat_template is not None and not model.chat_template.is_file():
+        yield "model.chat_template", f"{model.chat_template} does not exist"
+    if path.is_dir():
+        yield from _model_dir(model, path)
+    elif path.is_absolute() or model.path.startswith(".") or model.path.count("/") != 1:
+        there = path if path.is_absolute() else job_dir.resolve() / path
+        yield "model.path", f"there is no directory {there}; a name is of the form owner/model"
+
+
+def _model_dir(model: ModelConfig, path: Path) -> Iterator[tuple[str, str]]:
     try:
-        json.loads((path / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         yield "model.path", f"{path} has no config.json; expected a Hugging Face model directory"
     except (OSError, ValueError) as error:
         yield "model.path", f"{path / 'config.json'} cannot be read: {error}"
-    if not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
-        yield "model.path", f"{path} holds no weights; expected *.safetensors"
+    else:
+        if "auto_map" in config and not _is_known(config):
+            yield (
+                "model.path",
+                f"{path} brings Python code of its own, which is not run from a directory; name "
+                "the model as owner/model, with trust_remote_code and a commit as revision",
+            )
+    if model.trust_remote_code:
+        yield (
+            "model.trust_remote_code",
+            f"{path} is a directory, whose code no revision pins; name the model as owner/model, "
+            "or set it to false",
+        )
+    if not any(path.glob("*.safetensors")):
+        pickled = any(path.glob("*.bin")) or any(path.glob("*.pt"))
+        remedy = (
+            "; its *.bin or *.pt files are pickles, which can run code: where you trust them, save "
+            "the model again with transformers (from_pretrained, then save_pretrained)"
+        )
+        yield (
+            "model.path",
+            f"{path} holds no weights; expected *.safetensors{remedy if pickled else ''}",
+        )
     if model.tokenizer is None and not any(path.glob("tokenizer*")):
         yield "model.tokenizer", f"{path} holds no tokenizer; name one"
-    if model.chat_template is not None and not model.chat_template.is_file():
-        yield "model.chat_template", f"{model.chat_template} does not exist"
+
+
+def _is_known(config: Mapping[str, Any]) -> bool:
+    """Whether transformers has the model itself, so that it needs no code of its own."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    return config.get("model_type") in CONFIG_MAPPING
 
 
 def _data(data: DataConfig) -> Iterator[tuple[str, str]]:
@@ -100,12 +133,13 @@ def _data(data: DataConfig) -> Iterator[tuple[str, str]]:
 def _reward(reward: RewardConfig, job_dir: Path) -> Iterator[tuple[str, str]]:
     if reward.kind != "function":
         return
-    before = list(sys.path)
-    sys.path[:0] = import_dirs(job_dir)
+    before, looked = list(sys.path), dict.fromkeys(import_dirs(job_dir))
+    sys.path[:0] = looked
     try:
         build_reward(reward)
     except SlipstreamError as error:
-        yield "reward.path", f"{error} (looked in {job_dir.resolve()} and {Path.cwd()} first)"
+        said = str(error).removeprefix("reward.path ")
+        yield "reward.path", f"{said} (looked in {' and '.join(looked)} first)"
     finally:
         sys.path[:] = before
 

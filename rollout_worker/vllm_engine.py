@@ -225,7 +225,8 @@ def _build(
         EngineArgs(
             model=model.path,
             revision=model.revision,
-            trust_remote_code=model.trust_remote_code,
+            load_format="safetensors",  # a pickle can run code
+            **model.code,
             dtype=model.dtype,
             seed=seed,
             max_model_len=max_tokens,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -25,8 +26,14 @@ class JobFileError(SlipstreamError):
     """The job cannot start as written. Holds every problem, not just the first."""
 
     def __init__(self, problems: list[Problem]) -> None:
-        super().__init__("\n".join(str(problem) for problem in problems))
-        self.problems = problems
+        self.problems = sorted(problems, key=_line_and_column)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+def _line_and_column(problem: Problem) -> tuple[int, ...]:
+    """The order of a file; what stands in none comes first."""
+    match = re.search(r":(\d+):(\d+)$", problem.where)
+    return tuple(map(int, match.groups())) if match else ()
 
 
 class Restartable(SlipstreamError):

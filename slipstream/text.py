@@ -27,7 +27,7 @@ def load_tokenizer(model: ModelConfig) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             name,
             revision=None if model.tokenizer else model.revision,
-            trust_remote_code=model.trust_remote_code,
+            **model.code,
         )
     except (OSError, ValueError) as error:
         said = str(error).strip().splitlines()[0]

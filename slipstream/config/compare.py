@@ -15,8 +15,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from slipstream.config.explain import KeyPath, explain
+from slipstream.config.explain import explain
 from slipstream.config.job import JobConfig
+from slipstream.config.yaml_text import KeyPath
 
 Difference = tuple[str, Any, Any]  # dotted key, the commit's value, today's
 PATHS = ("model.path", "model.tokenizer", "model.chat_template", "data.train.path")
@@ -78,7 +79,7 @@ def _as_job(committed: Mapping[str, Any], now: JobConfig) -> tuple[JobConfig, di
         try:
             return JobConfig.model_validate(raw), refused
         except ValidationError as error:
-            for path, _message in explain(error, raw):
+            for path, _message in explain(error):
                 section = _at(raw, path[:-1])
                 known = _at(today, path)
                 if isinstance(section, dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from slipstream.config.algorithm import CriticConfig, GeometricMask, IcepopCorrection
@@ -9,11 +10,13 @@ from slipstream.config.job import JobConfig, PlacementConfig, PriorityConfig
 
 Finding = tuple[str, str]  # dotted key, message
 MIN_CALL_TIMEOUT_S = 5.0
+COMMIT = r"[0-9a-f]{40}"
 
 
 def cross_check(job: JobConfig) -> list[Finding]:
     """Everything that single fields cannot tell."""
     checks = (
+        _code,
         _devices,
         _engine,
         _workers,
@@ -27,6 +30,22 @@ def cross_check(job: JobConfig) -> list[Finding]:
         _times,
     )
     return [finding for check in checks for finding in check(job)]
+
+
+def _code(job: JobConfig) -> Iterator[Finding]:
+    model = job.model
+    if not model.trust_remote_code:
+        return
+    if not re.fullmatch(COMMIT, model.revision or ""):
+        yield (
+            "model.trust_remote_code",
+            "runs the Python code of whoever may change the model; set model.revision to a commit "
+            "that you have read, 40 hexadecimal digits",
+        )
+    if model.tokenizer is not None:
+        yield "model.tokenizer", "model.revision does not pin its code; remove it"
+    if job.algorithm.has_own_critic and job.algorithm.critic.path is not None:
+        yield "algorithm.critic.path", "model.revision does not pin its code; remove it"
 
 
 def _devices(job: JobConfig) -> Iterator[Finding]:
@@ -101,11 +120,13 @@ def _autoscale(job: JobConfig) -> Iterator[Finding]:
 
 def _staleness(job: JobConfig) -> Iterator[Finding]:
     replay = job.replay
+    other = "choose mode: buffered" if job.mode != "buffered" else "set {key}: false"
     if job.rollout.colocate and replay.max_staleness > 0:
         yield (
             "replay.max_staleness",
-            f"is {replay.max_staleness}, but on shared devices generation and training take turns, "
-            "so nothing is ever stale; set it to 0, or set rollout.colocate: false",
+            f"is {replay.max_staleness}, but in mode {job.mode} generation and training take turns "
+            "on shared devices, so nothing is ever stale; set it to 0, or "
+            + other.format(key="rollout.colocate"),
         )
     if replay.on_stale == "clip" and job.algorithm.correction.kind == "none":
         yield (
@@ -116,8 +137,8 @@ def _staleness(job: JobConfig) -> Iterator[Finding]:
     if replay.whole_batches and replay.select != "fifo":
         yield (
             "replay.select",
-            "whole batches go in the order of the stream; set it to fifo, or set "
-            "replay.whole_batches: false",
+            f"mode {job.mode} hands over whole batches in the order of the stream; set it to fifo, "
+            "or " + other.format(key="replay.whole_batches"),
         )
     if replay.priority != PriorityConfig() and replay.select != "priority":
         yield (
@@ -128,8 +149,8 @@ def _staleness(job: JobConfig) -> Iterator[Finding]:
     if replay.whole_batches and replay.max_uses > 1:
         yield (
             "replay.max_uses",
-            "whole batches of consecutive prompts are never reused; set it to 1, or set "
-            "replay.whole_batches: false",
+            f"mode {job.mode} hands over whole batches, each of which trains once; set it to 1, or "
+            + other.format(key="replay.whole_batches"),
         )
     if job.rollout.colocate and replay.max_uses > 1:
         yield "replay.max_uses", "needs devices of its own; set rollout.colocate: false"
@@ -315,22 +336,23 @@ def _times(job: JobConfig) -> Iterator[Finding]:
             f"{job.replay.lease_timeout_s:g} s is less than a group of hanging answers takes to "
             f"score, {scoring_s:g} s (reward.timeout_s for the group and each answer); raise it",
         )
-    for key, deadline_s in (
-        ("replay.lease_timeout_s", job.replay.lease_timeout_s),
-        ("replay.call_timeout_s", job.replay.call_timeout_s),
-        ("rollout.start_timeout_s", job.rollout.start_timeout_s),
-        ("rollout.step_timeout_s", job.rollout.step_timeout_s),
-        ("rollout.grace_s", job.rollout.grace_s),
-        ("learner.start_timeout_s", job.learner.start_timeout_s),
-        ("learner.step_timeout_s", job.learner.step_timeout_s),
-        ("weights.timeout_s", job.weights.timeout_s),
-        ("reward.timeout_s", job.reward.timeout_s),
-        ("health.heartbeat_timeout_s", job.health.heartbeat_timeout_s),
-        ("health.call_timeout_s", job.health.call_timeout_s),
-    ):
-        if watchdog_s <= deadline_s:
-            yield (
-                "telemetry.watchdog_s",
-                f"{watchdog_s:g} s would end the job before {key} ({deadline_s:g} s) does its "
-                "work; raise it above",
-            )
+    deadlines_s = {
+        "replay.lease_timeout_s": job.replay.lease_timeout_s,
+        "replay.call_timeout_s": job.replay.call_timeout_s,
+        "rollout.start_timeout_s": job.rollout.start_timeout_s,
+        "rollout.step_timeout_s": job.rollout.step_timeout_s,
+        "rollout.grace_s": job.rollout.grace_s,
+        "learner.start_timeout_s": job.learner.start_timeout_s,
+        "learner.step_timeout_s": job.learner.step_timeout_s,
+        "weights.timeout_s": job.weights.timeout_s,
+        "reward.timeout_s": job.reward.timeout_s,
+        "health.heartbeat_timeout_s": job.health.heartbeat_timeout_s,
+        "health.call_timeout_s": job.health.call_timeout_s,
+    }
+    key, longest_s = max(deadlines_s.items(), key=lambda item: item[1])
+    if watchdog_s <= longest_s:
+        yield (
+            "telemetry.watchdog_s",
+            f"{watchdog_s:g} s would end the job before {key}, {longest_s:g} s, is over; raise it "
+            "above that, or lower that",
+        )

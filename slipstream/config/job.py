@@ -41,7 +41,15 @@ class ModelConfig(Section):
     tokenizer: str | None = None  # default: the model's own
     chat_template: Path | None = None  # a Jinja file; default: the tokenizer's own
     dtype: Dtype = "float32"  # of generation and training; on GPUs bfloat16
+    # Run Python code that the model brings; of a named model whose revision is a commit.
     trust_remote_code: bool = False
+
+    @property
+    def code(self) -> dict[str, Any]:
+        """What loaders are told of the model's own code: none of it, or that of one commit."""
+        if not self.trust_remote_code:
+            return {"trust_remote_code": False}
+        return {"trust_remote_code": True, "code_revision": self.revision}
 
 
 # --- data -------------------------------------------------------------------------

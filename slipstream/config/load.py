@@ -8,37 +8,25 @@ the current directory.
 from __future__ import annotations
 
 import copy
+import os
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from slipstream.config.cross_check import cross_check
-from slipstream.config.explain import KeyPath, explain
+from slipstream.config.explain import explain
 from slipstream.config.job import JobConfig
 from slipstream.config.presets import apply_preset
+from slipstream.config.yaml_text import KeyPath, Places, parse, parse_value, read_text
 from slipstream.errors import JobFileError, Problem
+from slipstream.secrets import is_secret_name, looks_secret, redact, secret_values
 
-
-@dataclass(slots=True)
-class _Places:
-    """Where each key was written."""
-
-    file: str
-    lines: dict[KeyPath, str] = field(default_factory=dict)
-
-    def of(self, path: KeyPath) -> str:
-        """The place of `path`, or of the nearest section above it that was written."""
-        while path and path not in self.lines:
-            path = path[:-1]
-        return self.lines.get(path, f"{self.file}:1")
+MIN_KNOWN_SECRET = 12  # characters; a shorter one may be a word of the file by chance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,11 +36,12 @@ class JobFile:
     job: JobConfig | None  # None where there are problems
     sections: Mapping[str, Any]  # what could be validated by itself, without its wrong keys
     problems: list[Problem]
-    places: _Places
+    places: Places
 
     def problem(self, key: str, message: str) -> Problem:
         """With the place where `key` was written."""
-        return Problem(where=self.places.of(tuple(key.split("."))), key=key, message=message)
+        where = self.places.of(tuple(key.split(".")))
+        return Problem(where=where, key=key, message=redact(message))
 
 
 def load_job(path: Path, overrides: list[str] | None = None) -> JobConfig:
@@ -65,27 +54,64 @@ def load_job(path: Path, overrides: list[str] | None = None) -> JobConfig:
 
 def read_job_file(path: Path, overrides: list[str] | None = None) -> JobFile:
     """Everything that the file and the overrides tell. Raises JobFileError for bad YAML."""
-    places = _Places(str(path))
-    raw = _read(path, places)
-    problems = [
-        problem for text in overrides or [] if (problem := _override(raw, text, places)) is not None
-    ]
-    if problems:
-        raise JobFileError(problems)
+    places = Places(str(path))
+    raw, problems = parse(read_text(path), places)
+    problems += [found for text in overrides or [] if (found := _override(raw, text, places))]
+    secrets = dict(_secrets(raw, ()))
     _anchor_paths(raw, path.parent)
     whole = apply_preset(raw)
     try:
         job = JobConfig.model_validate(whole)
+        wrong = dict(secrets)
+        sections = {name: getattr(job, name) for name in JobConfig.model_fields}
+        findings = cross_check(job)
     except ValidationError as error:
-        found = list(explain(error, raw))
-        sections = _sound_sections(whole, [key_path for key_path, _ in found])
-        file = JobFile(job=None, sections=sections, problems=problems, places=places)
-        problems += [file.problem(_dotted(key_path), message) for key_path, message in found]
-        return file
-    sections = {name: getattr(job, name) for name in JobConfig.model_fields}
-    file = JobFile(job=job, sections=sections, problems=problems, places=places)
-    problems += [file.problem(key, message) for key, message in cross_check(job)]
-    return replace(file, job=None) if problems else file
+        wrong = {**dict(explain(error)), **secrets}
+        sections = _sound_sections(whole, list(wrong))
+        findings = _certain_findings(sections, wrong)
+    file = JobFile(job=None, sections=sections, problems=problems, places=places)
+    problems += [file.problem(_dotted(key_path), message) for key_path, message in wrong.items()]
+    problems += [file.problem(key, message) for key, message in findings]
+    return file if problems else replace(file, job=job)
+
+
+def _certain_findings(
+    sections: Mapping[str, Any], wrong: Mapping[KeyPath, str]
+) -> list[tuple[str, str]]:
+    """What is found in the sound sections, whatever the wrong keys were meant to be."""
+    try:
+        job = JobConfig.model_validate(sections)
+    except ValidationError:
+        return []  # a section that has no default is missing or wrong
+    unsure = {str(path[0]) for path in wrong}
+    return [
+        (key, message)
+        for key, message in cross_check(job)
+        if not any(f"{name}." in f"{key}. {message}" for name in unsure)
+    ]
+
+
+def _secrets(node: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+    """Texts that are to be kept out of a file whose content is written to many places."""
+    if isinstance(node, dict | list):
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from _secrets(value, (*path, key))
+    elif isinstance(node, str) and path:
+        known = [
+            name
+            for value, name in secret_values(os.environ).items()
+            if len(value) >= MIN_KNOWN_SECRET and value in node
+        ]
+        named = is_secret_name(str(path[-1])) and node
+        if known or named or looks_secret(node):
+            yield (
+                path,
+                f"holds the value of the environment variable {known[0]}; take it out: what needs "
+                "it reads the environment itself"
+                if known
+                else "looks like a secret, and a job file is copied into the run's directory and "
+                "every commit; take it out, and set it in the environment, as HF_TOKEN is",
+            )
 
 
 def _sound_sections(raw: Mapping[str, Any], wrong: list[KeyPath]) -> dict[str, Any]:
@@ -105,66 +131,29 @@ def _sound_sections(raw: Mapping[str, Any], wrong: list[KeyPath]) -> dict[str, A
     return sections
 
 
-def _read(path: Path, places: _Places) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise JobFileError([Problem(str(path), "", f"cannot be read: {error.strerror}")]) from None
-    except UnicodeDecodeError as error:
-        message = f"is not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}"
-        raise JobFileError([Problem(str(path), "", message)]) from None
-    try:
-        loaded = YAML(typ="rt").load(text)
-    except YAMLError as error:
-        raise JobFileError([_syntax_problem(path, error)]) from None
-    if not isinstance(loaded, CommentedMap):
-        message = "expected a mapping with the sections name, mode, model, data, ..."
-        raise JobFileError([Problem(f"{path}:1", "", message)])
-    return _plain(loaded, (), places)  # type: ignore[no-any-return]
-
-
-def _syntax_problem(path: Path, error: YAMLError) -> Problem:
-    where, said = str(path), str(error)
-    if isinstance(error, MarkedYAMLError):
-        if mark := error.problem_mark or error.context_mark:
-            where = f"{path}:{mark.line + 1}:{mark.column + 1}"
-        said = error.problem or said
-    return Problem(where, "", f"not valid YAML: {said.strip().splitlines()[0]}")
-
-
-def _plain(node: Any, path: KeyPath, places: _Places) -> Any:
-    """Builtin containers, with the place of every key noted."""
-    if isinstance(node, CommentedMap):
-        for key in node:
-            with suppress(KeyError, TypeError):  # a merged key (<<) is written elsewhere
-                line, column = node.lc.key(key)
-                places.lines[(*path, key)] = f"{places.file}:{line + 1}:{column + 1}"
-        return {key: _plain(value, (*path, key), places) for key, value in node.items()}
-    if isinstance(node, CommentedSeq):
-        return [_plain(value, (*path, index), places) for index, value in enumerate(node)]
-    return node
-
-
-def _override(raw: dict[str, Any], text: str, places: _Places) -> Problem | None:
+def _override(raw: dict[str, Any], text: str, places: Places) -> Problem | None:
     """Lay `key.key=value` over `raw`; the value is YAML."""
     dotted, equals, value = text.partition("=")
     keys = dotted.split(".")
     if not equals or not all(keys):
         message = "expected key=value, as in learner.learning_rate=2e-4"
-        return Problem("command line", text, message)
+        return Problem(f"command line: {redact(text)}", "", message)
+    where = f"command line: {redact(text)}"
+    try:
+        parsed = parse_value(value)
+    except ValueError as error:
+        return Problem(where, dotted, f"the value is not valid YAML: {error}")
     section: Any = raw
     for depth, key in enumerate(keys[:-1], start=1):
-        section = section.setdefault(key, {})
-        places.lines.setdefault(tuple(keys[:depth]), f"command line: {text}")
+        if section.get(key) is None:
+            section[key] = {}
+            places.lines.setdefault(tuple(keys[:depth]), where)
+        section = section[key]
         if not isinstance(section, dict):
-            message = f"{'.'.join(keys[:depth])} is a value and has no keys"
-            return Problem("command line", dotted, message)
-    try:
-        section[keys[-1]] = YAML(typ="safe").load(value)
-    except YAMLError as error:
-        said = getattr(error, "problem", None) or str(error).strip().splitlines()[0]
-        return Problem("command line", dotted, f"{value!r} is not valid YAML: {said}")
-    places.lines[tuple(keys)] = f"command line: {text}"
+            message = f"{'.'.join(keys[:depth])} is a value in the file and has no keys"
+            return Problem(where, dotted, message)
+    section[keys[-1]] = parsed
+    places.override(tuple(keys), text)
     return None
 
 
