@@ -195,6 +195,7 @@ class LearnerLoop:
             num_answer_tokens=batch.num_answer_tokens,
             tokens_sha256=_digest(batch),
             seconds=self._busy.drain(),
+            spans=self._busy.drain_spans(),
             metrics={**self._metrics, **self._publish_s},
         )
 

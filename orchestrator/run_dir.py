@@ -7,6 +7,7 @@
     job.yaml          the job as resolved, presets and overrides included
     result.json       the figures of the newest launch, written at its end
     metrics.jsonl     every event of every role, one JSON object a line
+    samples.jsonl     prompts with their answers and rewards, for people, one group a line
     replay.sqlite     replay's journal
     stacks-*.txt      what every role did when the watchdog ended the job
     checkpoints/      the commits, and `latest`
@@ -33,6 +34,7 @@ class RunDir:
         self.path = path
         self.metrics_file = path / "metrics.jsonl"
         self._metrics = self.metrics_file.open("a", encoding="utf-8")
+        self._samples = (path / "samples.jsonl").open("a", encoding="utf-8")
 
     @classmethod
     def open(cls, job: JobConfig, *, overwrite: bool) -> Self:
@@ -49,16 +51,20 @@ class RunDir:
         return cls(path)
 
     def write(self, event: Mapping[str, Any]) -> None:
-        self._metrics.write(json.dumps(event, default=float) + "\n")
+        """An event of any role, where it belongs."""
+        file = self._samples if event["kind"] == "sample" else self._metrics
+        file.write(json.dumps(event, default=float) + "\n")
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         (self.path / "result.json").write_text(json.dumps(result, indent=2, default=float) + "\n")
 
     def close(self) -> None:
         self._metrics.close()
+        self._samples.close()
 
     def flush(self) -> None:
         self._metrics.flush()
+        self._samples.flush()
 
 
 def _clear(path: Path) -> None:

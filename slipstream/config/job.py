@@ -257,6 +257,8 @@ class HealthConfig(Section):
 class TelemetryConfig(Section):
     progress_every_s: PositiveFloat = 1.0
     watchdog_s: PositiveFloat = 1800.0  # no learner step for so long ends the job
+    sample_every_groups: NonNegativeInt = 50  # of so many one is kept for people; 0: none
+    max_sample_chars: PositiveInt = 8000  # of such a prompt and of each of its answers
 
 
 class JobConfig(Section):

@@ -32,3 +32,16 @@ def test_overwrite_starts_anew(tmp_path: Path) -> None:
     first.close()
     RunDir.open(job, overwrite=True).close()
     assert (tmp_path / "test" / "metrics.jsonl").read_text() == ""
+
+
+def test_samples_have_a_file_of_their_own(tmp_path: Path) -> None:
+    run = RunDir.open(make_job(checkpoint={"dir": str(tmp_path)}), overwrite=False)
+    run.write({"kind": "sample", "ordinal": 3})
+    run.write({"kind": "step", "loss": 0.5})
+    run.flush()
+    found = {name: (run.path / name).read_text() for name in ("samples.jsonl", "metrics.jsonl")}
+    run.close()
+    assert found == {
+        "samples.jsonl": '{"kind": "sample", "ordinal": 3}\n',
+        "metrics.jsonl": '{"kind": "step", "loss": 0.5}\n',
+    }
