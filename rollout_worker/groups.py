@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any
 
 from rollout_worker.engine import GREEDY, Generation, GenerationRequest
 from rollout_worker.reward_pool import Score
@@ -19,6 +20,7 @@ class OpenGroup:
 
     lease: Lease
     finished: dict[int, Generation] = field(default_factory=dict)  # by place in the group
+    answers: list[str] = field(default_factory=list)  # once all are finished, as they are scored
     scores: Future[list[Score]] | None = None
 
     @property
@@ -66,6 +68,40 @@ def to_record(job: JobConfig, group: OpenGroup, worker: str, incarnation: int) -
         greedy_reward=None if isinstance(greedy, RolloutFailure) else greedy,
         failures=tuple(score for score in scores if isinstance(score, RolloutFailure)),
     )
+
+
+def is_sampled(job: JobConfig, group: OpenGroup) -> bool:
+    """Whether people shall be able to read it: the same prompts are, wherever they run."""
+    every = job.telemetry.sample_every_groups if job.telemetry.enabled else 0
+    return every > 0 and group.lease.prompt.ordinal % every == 0
+
+
+def to_sample(job: JobConfig, group: OpenGroup) -> dict[str, Any]:
+    """The scored group for people, the fields of a `sample` event."""
+    assert group.scores is not None
+    scores, limit = group.scores.result(), job.telemetry.max_sample_chars
+    generations = [group.finished[place] for place in range(job.rollout.group_size)]
+    return {
+        "ordinal": group.lease.prompt.ordinal,
+        "attempt": group.lease.attempt,
+        "prompt": _cut(group.lease.prompt.text, limit),
+        "answers": [
+            {
+                "text": _cut(text, limit),
+                "reward": None if isinstance(score, RolloutFailure) else score,
+                "finish_reason": generation.finish_reason.value,
+                "num_tokens": len(generation.token_ids),
+                "spans": [[span.version, span.stop - span.start] for span in generation.spans],
+            }
+            for generation, text, score in zip(generations, group.answers, scores, strict=False)
+        ],
+    }
+
+
+def _cut(text: str, num_chars: int) -> str:
+    if len(text) <= num_chars:
+        return text
+    return f"{text[:num_chars]} [and {len(text) - num_chars} more characters]"
 
 
 def rollout_seed(job_seed: int, ordinal: int, num_failed: int, place: int) -> int:

@@ -28,11 +28,13 @@ from rollout_worker.engine import Engine, Generation
 from rollout_worker.evaluation import Evaluation, Evaluator
 from rollout_worker.groups import (
     OpenGroup,
+    is_sampled,
     lease_and_place,
     num_answers,
     request_ids,
     requests,
     to_record,
+    to_sample,
 )
 from rollout_worker.pulse import Pulse
 from rollout_worker.reward_pool import RewardPool
@@ -97,7 +99,7 @@ class RolloutWorker:
         self._decode = decode
         self._events = events
         self._num_answers = num_answers(job)
-        self._busy = Busy()
+        self._busy = Busy(keeps_spans=job.telemetry.enabled)
         self._open: dict[int, OpenGroup] = {}  # by lease id
         self._waiting: deque[tuple[Lease, float]] = deque()  # wait for their version; drop at
         self._lease_call: _Call[LeaseReply] | None = None
@@ -331,9 +333,11 @@ class RolloutWorker:
             return  # abandoned
         group.finished[place] = generation
         if len(group.finished) == self._num_answers:
-            answers = [self._decode(group.finished[i].token_ids) for i in sorted(group.finished)]
+            group.answers = [
+                self._decode(group.finished[i].token_ids) for i in sorted(group.finished)
+            ]
             prompt = group.lease.prompt
-            group.scores = self._rewards.score(prompt.text, answers, prompt.item)
+            group.scores = self._rewards.score(prompt.text, group.answers, prompt.item)
 
     def _hand_over_scored(self) -> None:
         scored = [group for group in self._open.values() if group.is_scored]
@@ -341,6 +345,8 @@ class RolloutWorker:
             return
         for group in scored:
             del self._open[group.lease.lease_id]
+            if is_sampled(self._job, group):
+                self._events.emit("sample", **to_sample(self._job, group))
         with self._busy.phase("hand_over"):
             future = self._replay.put(
                 [to_record(self._job, group, self._name, self._incarnation) for group in scored]
@@ -387,6 +393,7 @@ class RolloutWorker:
         self._events.emit(
             "busy",
             seconds=self._busy.drain(),
+            spans=self._busy.drain_spans(),
             num_tokens=self._num_tokens,
             num_running=self._engine.num_running,
             version=self._engine.version,

@@ -293,3 +293,38 @@ def test_when_the_run_goes_back_it_adopts_the_older_version_and_starts_anew() ->
 
     world.turn_until(ready)
     assert set(world.buffer.stats()["refusals"]) <= {"unknown_lease"}  # what was scored already
+
+
+def test_one_group_of_so_many_is_told_for_people() -> None:
+    failing = RolloutFailure(reason=FailureReason.REWARD_ERROR, detail="no")
+
+    def score(prompt: str, answers: list[str], item: Any) -> list[float | RolloutFailure]:
+        return [0.5, failing if prompt == "3" else 1.0, 0.0, 1.0]
+
+    world = World(score=score)
+    world.job = make_job(telemetry={"sample_every_groups": 3, "max_sample_chars": 5})
+    world.worker = world.make_worker()
+    world.receiver.publish(0)
+    world.turn_until(lambda: world.buffer.stats()["num_running"] == 0)
+    samples = {event["ordinal"]: event for event in world.events_of("sample")}
+    assert sorted(samples) == [0, 3, 6]
+    assert samples[3]["prompt"] == "3"
+    first, failed, *_ = samples[3]["answers"]
+    assert (first["reward"], failed["reward"]) == (0.5, None)
+    assert len(samples[3]["answers"]) == 4
+    assert first["spans"] == [[0, first["num_tokens"]]]
+    assert first["finish_reason"] in ("eos", "length")
+    assert any(
+        answer["text"][5:].startswith(" [and ") and len(answer["text"]) < 40
+        for sample in samples.values()
+        for answer in sample["answers"]
+    )
+
+
+def test_without_a_share_nothing_is_told_for_people() -> None:
+    world = World()
+    world.job = make_job(telemetry={"sample_every_groups": 0})
+    world.worker = world.make_worker()
+    world.receiver.publish(0)
+    world.batch(0)
+    assert world.events_of("sample") == []
