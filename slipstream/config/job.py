@@ -257,6 +257,8 @@ class HealthConfig(Section):
 class TelemetryConfig(Section):
     progress_every_s: PositiveFloat = 1.0
     watchdog_s: PositiveFloat = 1800.0  # no learner step for so long ends the job
+    metrics: bool = True  # hand figures to Ray, for Prometheus (docs/metrics.md)
+    engine_metrics: bool = True  # vLLM's own figures of each engine, the same way
 
 
 class JobConfig(Section):
