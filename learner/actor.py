@@ -52,7 +52,7 @@ class WeightBoard:
         return self._newest
 
     def __repr__(self) -> str:
-        return f"weights v{self._newest.version if self._newest else '-'}"
+        return f"weights v{self._newest.version}" if self._newest else "weights"
 
 
 class LearnerRank:
@@ -148,4 +148,6 @@ class LearnerRank:
         return stacks()
 
     def __repr__(self) -> str:
-        return f"learner-{self._rank} v{self._loop.version if self._loop else '-'}"
+        """Ray's dashboard shows the one of the moment when the actor was made."""
+        name = f"learner-{self._rank}"
+        return name if self._loop is None else f"{name} {self._loop.beat()}"

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import TypeVar
@@ -67,7 +67,6 @@ class LearnerLoop:
         self._busy = Busy(keeps_spans=job.telemetry.enabled)
         self._committed_version = version
         self._num_bad_steps = 0  # in a row
-        self._publish_s: Mapping[str, float] = {}
 
     def run(self) -> int:
         """Train until replay says stop; returns the last version."""
@@ -157,7 +156,9 @@ class LearnerLoop:
                 f"log-probs of version {self.version} are not finite, so that it is not published; "
                 "lower learner.learning_rate?"
             )
-        self._publish_s = self._publisher.publish(self._timeline, self.version, probe)
+        figures = self._publisher.publish(self._timeline, self.version, probe)
+        if self._rank == 0:
+            self._events.emit("published", version=self.version, timeline=self._timeline, **figures)
 
     def _commit(self) -> None:
         """The files are written while training goes on."""
@@ -196,7 +197,7 @@ class LearnerLoop:
             tokens_sha256=_digest(batch),
             seconds=self._busy.drain(),
             spans=self._busy.drain_spans(),
-            metrics={**self._metrics, **self._publish_s},
+            metrics=self._metrics,
         )
 
 

@@ -59,7 +59,11 @@ class NcclPublisher:
         if self._transfer is None:
             self._transfer = self._form_group()
         self._transfer.send_weights()
-        return {"wire_s": time.perf_counter() - start_s}
+        return {
+            "gather_s": self._source.gather_s,
+            "publish_s": time.perf_counter() - start_s - self._source.gather_s,
+            "num_bytes": self._source.num_bytes,
+        }
 
     def remind(self) -> None: ...  # no board: every worker has it once `publish` returns
 
@@ -116,6 +120,8 @@ class _Source:
     def __init__(self, engine: LearnerEngine, bucket_bytes: int) -> None:
         self._engine = engine
         self._bucket_bytes = bucket_bytes
+        self.gather_s = 0.0  # of the newest pass
+        self.num_bytes = 0
 
     def metadata(self) -> list[Any]:
         from vllm.distributed.weight_transfer.base import ParamMeta
@@ -126,6 +132,10 @@ class _Source:
         ]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        device = self._engine.device
-        for bucket in full_parameters(self._engine, self._bucket_bytes, device):
+        self.gather_s, self.num_bytes = 0.0, 0
+        start_s = time.perf_counter()
+        for bucket in full_parameters(self._engine, self._bucket_bytes, self._engine.device):
+            self.gather_s += time.perf_counter() - start_s
+            self.num_bytes += sum(tensor.nbytes for _, tensor in bucket)
             yield from bucket
+            start_s = time.perf_counter()

@@ -81,16 +81,18 @@ class ObjectStorePublisher:
         self._newest: WeightUpdate | None = None  # announced, on rank 0
 
     def publish(self, timeline: int, version: int, probe: Probe | None) -> dict[str, float]:
-        """Make `version` available; every rank calls it. Returns seconds by phase."""
+        """Make `version` available; every rank calls it."""
         specs, references = [], []
-        put_s, start_s = 0.0, time.perf_counter()
+        num_bytes, put_s, start_s = 0, 0.0, time.perf_counter()
         for bucket in full_parameters(self._engine, self._bucket_bytes):
             if self._engine.rank == 0:
                 specs.append(tuple(_spec(name, tensor) for name, tensor in bucket))
                 put_start_s = time.perf_counter()
-                references.append(self._put(_packed(bucket)))
+                packed = _packed(bucket)
+                references.append(self._put(packed))
                 put_s += time.perf_counter() - put_start_s
-        gather_s = time.perf_counter() - start_s - put_s
+                num_bytes += packed.nbytes
+        gathered_s = time.perf_counter()
         if self._engine.rank == 0:
             update = WeightUpdate(
                 timeline=timeline,
@@ -102,7 +104,11 @@ class ObjectStorePublisher:
             )
             self._announce(update)
             self._newest = update
-        return {"gather_s": gather_s, "wire_s": put_s}
+        return {
+            "gather_s": gathered_s - start_s - put_s,
+            "publish_s": put_s + time.perf_counter() - gathered_s,
+            "num_bytes": num_bytes,
+        }
 
     def remind(self) -> None:
         """A board that died comes back empty, and workers without weights would wait for ever."""

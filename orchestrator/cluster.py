@@ -7,22 +7,26 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.job_config import JobConfig as RayJobConfig
 
 from rollout_worker.semaphores import remove_of_the_dead
+from slipstream.config.job import JobConfig
 from slipstream.errors import JobFileError, Problem
 
 
 @contextmanager
-def connected(address: str | None, import_dirs: list[str]) -> Iterator[Any]:
+def connected(
+    address: str | None, import_dirs: list[str], *, metadata: Mapping[str, str]
+) -> Iterator[Any]:
     """Connect (`address` None starts a private cluster), yield Ray's context, disconnect.
 
     `import_dirs` are put on the roles' import path, so that a reward function beside the
-    job file is found. Raises JobFileError.
+    job file is found. `metadata` is what Ray's dashboard tells of the job. Raises JobFileError.
     """
     # Ray would otherwise repeat identical lines of several actors in one line of its own.
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
@@ -34,6 +38,7 @@ def connected(address: str | None, import_dirs: list[str]) -> Iterator[Any]:
             include_dashboard=None if address else True,
             logging_level=logging.ERROR,
             log_to_driver=False,
+            job_config=RayJobConfig(metadata=dict(metadata)),
             runtime_env={"env_vars": {"PYTHONPATH": python_path.strip(os.pathsep)}},
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -47,6 +52,16 @@ def connected(address: str | None, import_dirs: list[str]) -> Iterator[Any]:
     finally:
         ray.shutdown()
         remove_of_the_dead()  # of workers that were killed as the last ones of this machine
+
+
+def metadata_of(job: JobConfig) -> dict[str, str]:
+    """What Ray's list of jobs shows; `job_name` has a column of its own there."""
+    return {
+        "job_name": job.name,
+        "mode": job.mode,
+        "model": job.model.path,
+        "run_dir": str(job.run_dir.resolve()),
+    }
 
 
 def available() -> dict[str, float]:

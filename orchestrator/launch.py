@@ -31,6 +31,7 @@ from orchestrator.environment import environment
 from orchestrator.evaluations import Evaluations
 from orchestrator.fleet import Fleet
 from orchestrator.interrupts import Interrupts
+from orchestrator.metrics.export import Exporter
 from orchestrator.plan import Plan
 from orchestrator.progress import Progress, closing_table
 from orchestrator.requests import Requests
@@ -65,7 +66,9 @@ def launch(
     with (
         Interrupts() as interrupts,
         Progress(console) as progress,
-        cluster.connected(address, import_dirs(job_file.parent)) as context,
+        cluster.connected(
+            address, import_dirs(job_file.parent), metadata=cluster.metadata_of(job)
+        ) as context,
         _leased(job, plan, job_file) as lease,
     ):
         interrupts.take()
@@ -158,6 +161,7 @@ class _Run:
         self._events = EventLog("driver", 0)
         self._requests = Requests(job, Control(run_dir.path, lease.mine.id), fleet, self._events)
         self._evaluations = Evaluations(fleet.request_evaluation)
+        self._exporter = Exporter(job.name, progress.note, is_on=job.telemetry.metrics)
         self._paused_at_s = 0.0
         self._scaling: Scaling | None = None
         if job.rollout.autoscale is not None:
@@ -237,6 +241,7 @@ class _Run:
         for event in [*events, *self._events.drain(), *self._run_dir.take_events()]:
             self._run_dir.write(event)
             self._state.fold(event)
+            self._exporter.hear(event)
             if self._scaling is not None:
                 self._scaling.hear(event)
             match event["kind"]:
@@ -270,7 +275,9 @@ class _Run:
         return "paused" if self._requests.is_paused else "running"
 
     def write_status(self, state: State, message: str = "") -> None:
-        """For `slipstream status`."""
+        """For `slipstream status`, and for Prometheus."""
+        roles = self._fleet.statuses(self._newest)
+        self._exporter.tick(self._state, roles)
         status = Status(
             job=self._job.name,
             state=state,
@@ -280,7 +287,7 @@ class _Run:
             launched_at_s=self._state.launched_at_s,
             at_s=time.time(),
             message=message,
-            roles=self._fleet.statuses(self._newest),
+            roles=roles,
             replay=self._state.replay,
         )
         write_status(self._run_dir.path, status.as_json())

@@ -107,7 +107,9 @@ class RolloutWorkerActor:
         return stacks()
 
     def __repr__(self) -> str:
-        return f"{self._name} v{self._worker.version if self._worker else '-'}"
+        """Ray's dashboard shows the one of the moment when the actor was made."""
+        name = f"{self._name} incarnation {self._incarnation}"
+        return name if self._worker is None else f"{name} {self._worker.beat()}"
 
 
 def get_buckets(buckets: Sequence[Any], timeout_s: float) -> Any:

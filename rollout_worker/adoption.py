@@ -57,6 +57,7 @@ class Adoption:
         self.held = (0, -1)  # timeline and version of the engine's weights; read by any thread
         self._transfers: queue.Queue[_Transfer] = queue.Queue()
         self._update: WeightUpdate | None = None
+        self._wire_s = 0.0  # of the transfer under way
 
     def request(self, call: str, payload: Mapping[str, Any]) -> Future[None]:
         """Have `adopt` carry out one call of a weight transfer. For other threads."""
@@ -94,8 +95,10 @@ class Adoption:
                 raise UpdateTorn(
                     f"{self._name} could not load {update.version}: {error}"
                 ) from error
-            self._adopted(update, start_s)
+            load_s = time.perf_counter() - start_s
+            self._adopted(update, start_s, load_s=load_s, wire_s=self._receiver.wire_s)
             return
+        self._wire_s = 0.0
         transfer = self._transfers.get()
         while transfer.call not in LAST_CALLS:
             self._carry_out(transfer, start_s)
@@ -117,24 +120,33 @@ class Adoption:
             if transfer.call == "finish_weight_update":
                 update: WeightUpdate = transfer.payload["update"]
                 self._engine.finish_transfer(update.version)
-                self._adopted(update, start_s)
+                load_s = time.perf_counter() - start_s - self._wire_s
+                self._adopted(update, start_s, load_s=load_s, wire_s=self._wire_s)
             else:
+                call_s = time.perf_counter()
                 self._engine.transfer(transfer.call, transfer.payload)
+                self._wire_s += time.perf_counter() - call_s
         except Exception as error:
             transfer.done.set_exception(error)
             raise
         transfer.done.set_result(None)
 
-    def _adopted(self, update: WeightUpdate, start_s: float) -> None:
-        load_s = time.perf_counter() - start_s
+    def _adopted(
+        self, update: WeightUpdate, start_s: float, *, load_s: float, wire_s: float
+    ) -> None:
+        """The engine has decoded nothing since `start_s`."""
         self.held = update.order
+        since_published_s = time.time() - update.published_at_s
+        probe_error = self._probe(update)
         self._events.emit(
             "adopted",
             timeline=update.timeline,
             version=update.version,
+            pause_s=time.perf_counter() - start_s,
+            wire_s=wire_s,
             load_s=load_s,
-            since_published_s=time.time() - update.published_at_s,
-            probe_error=self._probe(update),
+            since_published_s=since_published_s,
+            probe_error=probe_error,
         )
 
     def _probe(self, update: WeightUpdate) -> float | None:

@@ -34,7 +34,7 @@ def build_worker(
     """A worker whose engine runs where `import_vllm` has said."""
     rewards = RewardPool(job.reward)
     tokenizer = load_tokenizer(job.model)
-    engine = _engine(job, tokenizer)
+    engine = _engine(job, tokenizer, name)
     rewards.wait_ready()
     return RolloutWorker(
         job,
@@ -49,7 +49,8 @@ def build_worker(
     )
 
 
-def _engine(job: JobConfig, tokenizer: Any) -> Engine:
+def _engine(job: JobConfig, tokenizer: Any, name: str) -> Engine:
+    metrics_name = f"{job.name}/{name}" if job.telemetry.engine_metrics else None
     eos = eos_token_ids(job.model, tokenizer)
     match job.rollout.engine:
         case "vllm":
@@ -60,6 +61,7 @@ def _engine(job: JobConfig, tokenizer: Any) -> Engine:
                 eos_token_ids=eos,
                 seed=job.seed,
                 transport=job.weights.transport,
+                metrics_name=metrics_name,
             )
         case "scripted":
             return ScriptedEngine(

@@ -34,6 +34,7 @@ class ObjectStoreReceiver:
     def __init__(self, wait_newer: WaitNewer, get: Get) -> None:
         self._wait_newer = wait_newer
         self._get = get
+        self.wire_s = 0.0  # how long the buckets of the newest update were on their way
         self._asked: Future[WeightUpdate | None] | None = None
         self._fetching: tuple[WeightUpdate, Future[Sequence[Bytes]]] | None = None
         # An update that is gone, and of which the board may still tell; its version may come again.
@@ -86,8 +87,11 @@ class ObjectStoreReceiver:
         fetched: Future[Sequence[Bytes]] = Future()
 
         def fetch() -> None:
+            start_s = time.perf_counter()
             try:
-                fetched.set_result(self._get(update.buckets))
+                buckets = self._get(update.buckets)
+                self.wire_s = time.perf_counter() - start_s
+                fetched.set_result(buckets)
             except BaseException as error:  # raised in the loop, by `tensors`
                 fetched.set_exception(error)
 

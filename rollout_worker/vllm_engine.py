@@ -44,7 +44,8 @@ def import_vllm(config: RolloutConfig, cores: Sequence[int]) -> None:
 
 
 class VllmEngine:
-    """A real vLLM engine. `max_tokens` bounds prompt plus answer."""
+    """A real vLLM engine. `max_tokens` bounds prompt plus answer. With a `metrics_name`, in a
+    process of Ray, it exports vLLM's own metrics, whose tag `model_name` that is."""
 
     def __init__(
         self,
@@ -55,6 +56,7 @@ class VllmEngine:
         eos_token_ids: Sequence[int],
         seed: int,
         transport: str = "object_store",
+        metrics_name: str | None = None,
     ) -> None:
         self._eos_token_ids = list(eos_token_ids)
         self._version = -1
@@ -65,7 +67,13 @@ class VllmEngine:
         self._can_sleep = config.colocate and config.gpus > 0
         self._asleep = False
         self._engine = _build(
-            model, config, max_tokens, seed, can_sleep=self._can_sleep, transport=transport
+            model,
+            config,
+            max_tokens,
+            seed,
+            can_sleep=self._can_sleep,
+            transport=transport,
+            metrics_name=metrics_name,
         )
         self._num_tokens = 0
         self._count_tokens()
@@ -210,6 +218,7 @@ def _build(
     *,
     can_sleep: bool,
     transport: str,
+    metrics_name: str | None,
 ) -> Any:
     from vllm import EngineArgs
     from vllm.config import WeightTransferConfig
@@ -224,6 +233,7 @@ def _build(
     return LLMEngine.from_engine_args(
         EngineArgs(
             model=model.path,
+            served_model_name=metrics_name,
             revision=model.revision,
             load_format="safetensors",  # a pickle can run code
             **model.code,
@@ -240,11 +250,32 @@ def _build(
             enforce_eager=config.enforce_eager,
             enable_sleep_mode=can_sleep,
             async_scheduling=False,
-            disable_log_stats=True,
+            disable_log_stats=metrics_name is None,
             weight_transfer_config=WeightTransferConfig("nccl") if transport == "nccl" else None,
             **devices,
-        )
+        ),
+        stat_loggers=None if metrics_name is None else [_stat_logger()],
     )
+
+
+def _stat_logger() -> Any:
+    """vLLM's, which hands its metrics to Ray."""
+    from ray.util import metrics
+    from vllm.v1.metrics import ray_wrappers
+
+    # It holds Ray to be missing where Ray Serve is, and asks Serve for a name at every step.
+    ray_wrappers.ray_metrics = metrics
+    ray_wrappers._get_replica_id = lambda: None
+
+    class StatLogger(ray_wrappers.RayPrometheusStatLogger):  # type: ignore[misc]
+        def record(
+            self, scheduler_stats: Any, iteration_stats: Any, *rest: Any, **more: Any
+        ) -> None:
+            if iteration_stats is not None:  # one call a token would cost more than all others
+                iteration_stats.inter_token_latencies_iter.clear()
+            super().record(scheduler_stats, iteration_stats, *rest, **more)
+
+    return StatLogger
 
 
 def _sampled_logprobs(answer: Any) -> LogProbs:

@@ -68,6 +68,8 @@ class ReplayForLearners(Protocol):
 class WeightReceiver(Protocol):
     """The worker's end of the weight channel."""
 
+    wire_s: float  # how long the bytes of what `tensors` gave last were on their way
+
     def poll(self, held: tuple[int, int]) -> WeightUpdate | None:
         """The newest update above the (timeline, version) held, once it can be loaded without
         waiting for it, or None. Never blocks."""
@@ -81,7 +83,8 @@ class WeightPublisher(Protocol):
     """The learner's end of the weight channel; every rank calls it."""
 
     def publish(self, timeline: int, version: int, probe: Probe | None) -> Mapping[str, float]:
-        """Make a version available as a whole; seconds by phase (`gather_s`, `wire_s`)."""
+        """Make a version available as a whole. Returns the figures of the event `published`:
+        `gather_s`, `publish_s` and `num_bytes`, which only rank 0 sends."""
 
     def remind(self) -> None:
         """Say again which version is the newest, as whoever was told may have died. Cheap."""

@@ -7,8 +7,9 @@ named phases, so that waiting is visible.
 Events (kind: fields beside role, index and time_s; `spans` are [phase, start_s, seconds], where
 start_s counts from the epoch):
 
-    rollout `adopted`  timeline, version, load_s, since_published_s, probe_error (None without
-                       a probe)
+    rollout `adopted`  timeline, version, pause_s (the engine decoded nothing), wire_s (the bytes
+                       were on their way, with object_store beside decoding), load_s (into the
+                       engine), since_published_s, probe_error (None without a probe)
             `busy`     seconds {generate, adopt, wait}, spans, num_tokens, num_running, version;
                        about once a second
             `sample`   ordinal, attempt, prompt, answers [{text, reward (None: it failed),
@@ -20,7 +21,9 @@ start_s counts from the epoch):
             `left`     reason, num_given_back (leases that another worker gets)
             `eval`     timeline, version, num_prompts, num_failures, greedy_accuracy, greedy_reward,
                        sampled_reward, seconds
-    learner `step`     version (the one made), loss, reward, lags {lag: groups}, num_groups,
+    learner `published`  timeline, version, gather_s (of whole parameters from all ranks),
+                       publish_s (to pack and send them), num_bytes
+            `step`     version (the one made), loss, reward, lags {lag: groups}, num_groups,
                        num_rollouts, num_answer_tokens, tokens_sha256,
                        seconds {wait, train, publish, commit}, spans, metrics {name: value}
             `commit`   version, path, seconds (of writing), pause_s (of training)
@@ -90,6 +93,11 @@ class Beat:
     phase_s: float  # since it began; of "between": since the last one ended
     token_s: float | None = None  # since an engine last made a token, None while it sleeps
     leaving: bool = False  # finishes what it has, and asks for nothing new
+
+    def __str__(self) -> str:
+        """Version and state."""
+        doing = "leaving" if self.leaving else self.phase
+        return f"v{self.version} {doing}" if self.version >= 0 else doing
 
 
 class Busy:

@@ -271,6 +271,8 @@ class TelemetryConfig(Section):
     trackers: tuple[TrackerName, ...] = ()  # beside TensorBoard's files; docs/trackers.md
     sample_every_groups: NonNegativeInt = 50  # of so many one is kept for people; 0: none
     max_sample_chars: PositiveInt = 8000  # of such a prompt and of each of its answers
+    metrics: bool = True  # hand figures to Ray, for Prometheus (docs/metrics.md)
+    engine_metrics: bool = True  # vLLM's own figures of each engine, the same way
 
 
 class JobConfig(Section):

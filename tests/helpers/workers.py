@@ -24,6 +24,7 @@ class Receiver:
 
     def __init__(self) -> None:
         self.newest: WeightUpdate | None = None
+        self.wire_s = 0.25
 
     def publish(self, version: int, probe: Probe | None = None, timeline: int = 0) -> None:
         self.newest = WeightUpdate(

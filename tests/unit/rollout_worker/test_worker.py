@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
@@ -136,6 +137,27 @@ def test_after_a_discarded_batch_it_wakes_with_the_same_weights() -> None:
     assert ordinals == [[0, 1, 2, 3], [4, 5, 6, 7]]
     adopted = [event["version"] for event in world.events.drain() if event["kind"] == "adopted"]
     assert adopted == [0, 0]
+
+
+def test_an_adoption_tells_how_long_the_engine_stood_still() -> None:
+    world = World()
+    tokens = np.arange(5, dtype=np.int32)
+    world.receiver.publish(0, Probe(token_ids=tokens, logprobs=world.engine.score(tokens)))
+    world.engine.load = slowly(world.engine.load)  # type: ignore[method-assign]
+    world.engine.score = slowly(world.engine.score)  # type: ignore[method-assign]
+    world.worker.turn()
+    (adopted,) = world.events_of("adopted")
+    assert adopted["load_s"] >= 0.02
+    assert adopted["pause_s"] >= adopted["load_s"] + 0.02, "the probe is part of it"
+    assert adopted["wire_s"] == world.receiver.wire_s
+
+
+def slowly(call: Callable[..., Any]) -> Callable[..., Any]:
+    def slow(*arguments: Any) -> Any:
+        time.sleep(0.02)
+        return call(*arguments)
+
+    return slow
 
 
 def test_a_worker_that_wakes_early_sleeps_again_before_the_learners_next_turn() -> None:
