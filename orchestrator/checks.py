@@ -88,7 +88,8 @@ def _model(model: ModelConfig) -> Iterator[tuple[str, str]]:
 
 
 def _data(data: DataConfig) -> Iterator[tuple[str, str]]:
-    for key, source in (("data.train", data.train), ("data.eval", data.eval)):
+    more = ((f"data.eval_sets.{name}", source) for name, source in data.eval_sets.items())
+    for key, source in (("data.train", data.train), ("data.eval", data.eval), *more):
         if not isinstance(source, JsonlSource | ParquetSource):
             continue
         if not source.path.exists():

@@ -67,6 +67,7 @@ class VllmEngine:
         self._engine = _build(
             model, config, max_tokens, seed, can_sleep=self._can_sleep, transport=transport
         )
+        self._engine.set_weight_version(str(self._version))  # the model's own weights
         self._num_tokens = 0
         self._count_tokens()
 

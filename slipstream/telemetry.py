@@ -12,10 +12,15 @@ Events (kind: fields beside role, index and time_s):
                        about once a second
             `update_lost`  version, message
             `refused`  ordinal, reason, detail
-            `eval_dropped`  version: asked of a worker that left before it had done it
+            `eval_started`  timeline, version
+            `eval_dropped`  version: asked of a worker that left, or went back with the run, before
+                       it had done it
+            `eval_skipped`  version, instead: asked for while another was under way; the newer
+                       version `instead` is evaluated
             `left`     reason, num_given_back (leases that another worker gets)
-            `eval`     timeline, version, num_prompts, num_failures, greedy_accuracy, greedy_reward,
-                       sampled_reward, seconds
+            `eval`     timeline, version, set (its name), num_prompts, num_failures,
+                       greedy_accuracy, greedy_reward, sampled_reward, pass_at {k: share}, seconds
+                       (of all sets together)
     learner `step`     version (the one made), loss, reward, lags {lag: groups}, num_groups,
                        num_rollouts, num_answer_tokens, tokens_sha256,
                        seconds {wait, train, publish, commit}, metrics {name: value}
@@ -24,6 +29,7 @@ Events (kind: fields beside role, index and time_s):
             `commit_failed`, `prune_failed`
                        version, message
     driver  `went_back`  timeline, version, cause
+            `best`     version, set, metric, value, path (of its commit): better than all before
             and, with the role and index of the worker that they are about:
             `worker_started`  incarnation, node, pid
             `worker_died`     incarnation, cause, blame (its prompts may have killed it)
