@@ -27,10 +27,16 @@ LONG_POLL_S = 5.0
 
 
 class WeightBoard:
-    """Holds the newest published version, for every worker to fetch at any time."""
+    """Holds the newest published version, for every worker to fetch at any time.
 
-    def __init__(self) -> None:
+    Of `every` versions it also holds the last multiple, which a worker gets before any newer one:
+    so the worker that is to evaluate it comes to hold just this. 0: only the newest.
+    """
+
+    def __init__(self, every: int = 0) -> None:
+        self._every = every
         self._newest: WeightUpdate | None = None
+        self._multiple: WeightUpdate | None = None
         self._changed = asyncio.Condition()
 
     async def announce(self, update: WeightUpdate) -> None:
@@ -38,10 +44,13 @@ class WeightBoard:
             if self._newest is not None and update.order < self._newest.order:
                 return  # of a learner that was given up
             self._newest = update
+            if self._every and update.version % self._every == 0:
+                self._multiple = update
             self._changed.notify_all()
 
     async def wait_newer(self, held: tuple[int, int]) -> WeightUpdate | None:
-        """The newest update once it is above (timeline, version), or None after a few seconds."""
+        """The newest update once it is above (timeline, version), or the last multiple where that
+        is too; None after a few seconds."""
         try:
             async with asyncio.timeout(LONG_POLL_S), self._changed:
                 await self._changed.wait_for(
@@ -49,7 +58,12 @@ class WeightBoard:
                 )
         except TimeoutError:
             return None
-        return self._newest
+        assert self._newest is not None
+        multiple = self._multiple
+        # That of an earlier timeline may be of weights that are gone.
+        if multiple is None or multiple.timeline != self._newest.timeline:
+            return self._newest
+        return multiple if held < multiple.order else self._newest
 
     def __repr__(self) -> str:
         return f"weights v{self._newest.version}" if self._newest else "weights"

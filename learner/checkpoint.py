@@ -8,6 +8,7 @@
             part-00000.json     what rank 0 wrote
             commit.json         version, timeline, format, job, replay, SHA-256 of every file
         latest                  the name of the newest commit, for people and tools
+        best                    the best commit and why, as JSON (`best.py`)
         aside-step-...          damaged, or of a future that was left; never read again
         .tmp-...                being written or removed
         .timeline-0001          the newest one

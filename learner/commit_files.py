@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -162,9 +162,12 @@ def publish(
     return final
 
 
-def prune(root: Path, keep_last: int) -> None:
-    """Remove all but the newest commits. Each leaves by one rename, never file by file."""
+def prune(root: Path, keep_last: int, kept: Collection[Path] = ()) -> None:
+    """Remove all but the newest commits and those `kept`. Each leaves by one rename, never file by
+    file."""
     for path in steps(root)[keep_last:]:
+        if path in kept:
+            continue
         gone = root / f"{ASIDE}gone-{path.name}"
         with _operation("prune", path):
             path.rename(gone)

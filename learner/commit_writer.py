@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from learner import commit_files
+from learner import best, commit_files
 from learner.checkpoint import GROUPS, reason_of
 from learner.commit_files import Write
 from slipstream.config.compare import job_hash
@@ -61,6 +61,9 @@ class CommitWriter:
         config = self._job.checkpoint
         if config.every_steps and version % config.every_steps == 0:
             return True
+        eval_every = self._job.data.eval_every_steps
+        if config.keep_best is not None and eval_every and version % eval_every == 0:
+            return True  # it may turn out to be the best
         if not config.every_minutes:
             return False
         return self._rank_0_says(time.monotonic() - self._started_s >= 60 * config.every_minutes)
@@ -152,7 +155,9 @@ class CommitWriter:
     def _prune(self, version: int) -> None:
         try:
             self._on_committed(version)
-            commit_files.prune(self._root, self._job.checkpoint.keep_last)
+            keep_best = self._job.checkpoint.keep_best is not None
+            kept = best.kept(self._root) if keep_best else ()
+            commit_files.prune(self._root, self._job.checkpoint.keep_last, kept)
         except Exception as error:
             message = f"what is older than a commit could not be removed: {_words(error)}"
             self._events.emit("prune_failed", version=version, message=message)

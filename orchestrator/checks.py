@@ -125,7 +125,8 @@ def _is_known(config: Mapping[str, Any]) -> bool:
 
 
 def _data(data: DataConfig) -> Iterator[tuple[str, str]]:
-    for key, source in (("data.train", data.train), ("data.eval", data.eval)):
+    more = ((f"data.eval_sets.{name}", source) for name, source in data.eval_sets.items())
+    for key, source in (("data.train", data.train), ("data.eval", data.eval), *more):
         if not isinstance(source, JsonlSource | ParquetSource):
             continue
         if not source.path.exists():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from orchestrator.commands import job_files, running, runs, schema, trace
+from orchestrator.commands import evaluating, job_files, running, runs, schema, trace
 from slipstream import __version__
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ COMMANDS = (
 )
 for command in COMMANDS:
     app.command()(command)
+app.command("eval")(evaluating.eval_)
 
 
 def main() -> None:

@@ -16,12 +16,13 @@ class Evaluations:
     def __init__(self, ask: Callable[[int], str | None]) -> None:
         self._ask = ask
         self._wanted: dict[int, str | None] = {}  # by version: who was asked
-        self._newest = -1  # that was ever wanted
+        self._ever: set[int] = set()  # wanted, of weights that are not gone
 
     def want(self, version: int) -> None:
-        """Of the weights of `version`, once."""
-        if version > self._newest:
-            self._newest = version
+        """Of the weights of `version`, once. Best before there are such weights: the worker then
+        takes no newer ones first."""
+        if version > max(self._ever, default=-1):
+            self._ever.add(version)
             self._wanted[version] = None
 
     def heard(self, event: Mapping[str, Any]) -> None:
@@ -34,9 +35,9 @@ class Evaluations:
             if who is not None and who.startswith(f"{worker} "):
                 self._wanted[version] = None
 
-    def go_back(self, version: int) -> None:
-        """Those of weights that are gone are not wanted any more."""
-        self._newest = min(self._newest, version)
+    def forget_after(self, version: int) -> None:
+        """Newer weights are gone, or will never be."""
+        self._ever = {v for v in self._ever if v <= version}
         self._wanted = {v: who for v, who in self._wanted.items() if v <= version}
 
     def tick(self, present: Collection[str]) -> None:

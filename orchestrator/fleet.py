@@ -6,7 +6,7 @@ start ──▶ tick ... tick ──▶ the learner is done, or failed: `go_back
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -48,7 +48,7 @@ class Fleet:
     _asked_stats: Any = None
     _asked_stats_s: float = 0.0
     _stats: Mapping[str, Any] = field(default_factory=dict)
-    _eval_prompts: tuple[Prompt, ...] = ()
+    _eval_prompts: Mapping[str, Sequence[Prompt]] = field(default_factory=dict)  # by set
 
     @classmethod
     @contextmanager
@@ -63,7 +63,9 @@ class Fleet:
         replay = make_actor(ReplayActor, "replay", **here(), **survival).remote(job, run_dir)
         # One that died comes back empty, and the learner tells it again.
         immortal = {"max_restarts": -1, "max_task_retries": -1}
-        board = make_actor(WeightBoard, "weights", **here(), **immortal).remote()
+        board = make_actor(WeightBoard, "weights", **here(), **immortal).remote(
+            job.data.eval_every_steps if job.data.held_out else 0
+        )
         workers, ranks = shared_bundles(job) if job.rollout.colocate else (None, None)
         roles = {"replay": replay, "board": board}
         rollouts = Rollouts(job, plan.worker_cores, bundles=workers, **roles)
@@ -210,7 +212,7 @@ class Fleet:
             if isinstance(error, RayTaskError) and isinstance(error.cause, SlipstreamError):
                 raise JobFileError([Problem("data", "", str(error.cause))]) from None
             raise failed("replay", error, timeout_s) from None
-        self._eval_prompts = tuple(prompts)
+        self._eval_prompts = prompts
         if commit is not None:
             self._replay_goes_back(commit, timeline)
         self.rollouts.may_start = self.learners.may_start = True

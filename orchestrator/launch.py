@@ -25,6 +25,7 @@ from learner.commit_files import claim_timeline, set_aside
 from orchestrator import cluster, run_lease
 from orchestrator.actors import Event
 from orchestrator.autoscale import Scaling
+from orchestrator.best import BestKeeper
 from orchestrator.checks import fits, import_dirs
 from orchestrator.control import Control
 from orchestrator.environment import environment
@@ -162,6 +163,7 @@ class _Run:
         self._requests = Requests(job, Control(run_dir.path, lease.mine.id), fleet, self._events)
         self._evaluations = Evaluations(fleet.request_evaluation)
         self._exporter = Exporter(job.name, progress.note, is_on=job.telemetry.metrics)
+        self._best = BestKeeper(job, run_dir.path / "checkpoints")
         self._paused_at_s = 0.0
         self._scaling: Scaling | None = None
         if job.rollout.autoscale is not None:
@@ -173,12 +175,15 @@ class _Run:
         version = self._fleet.learners.start_version
         self._state.start_version = self._state.version = self._state.branched_at = version
         self._events.emit("launched", timeline=self._state.timeline, version=version)
+        self._best.tick(version)
+        self._want_evaluation(version)
         limit_s = max(self._job.rollout.start_timeout_s, self._job.learner.start_timeout_s)
         deadline_s = time.monotonic() + limit_s
         while not self._fleet.is_ready:
             self._look(START_LOOK_S)
             self._lease.check()
             self._requests.tick(self._state.replay)
+            self._evaluate_when_due()  # before the first worker has gone on to other weights
             self.write_status("starting")
             if time.monotonic() > deadline_s:
                 roles = self._fleet.statuses(self._newest)
@@ -188,7 +193,6 @@ class _Run:
         self._state.training_started_at_s = time.time()
 
     def run_to_end(self) -> None:
-        self._want_evaluation(self._state.start_version)
         while not self._is_over():
             self._tick()
         self._tick()  # what the roles have said last
@@ -222,6 +226,7 @@ class _Run:
             self._progress.note("stopping: the learner commits, then the job ends")
             self._fleet.request_stop("interrupted")
         self._evaluate_when_due()
+        self._best.tick(self._state.version)
         self._autoscale()
         self._progress.show(self._state)
         self.write_status(self._now())
@@ -253,8 +258,12 @@ class _Run:
                     self._progress.note(str(event["cause"]).splitlines()[0])
                 case "eval" if self._state.counts(event):
                     self._evaluations.heard(event)
-                case "eval":
+                case "eval" | "eval_dropped":
                     self._evaluations.missed(f"rollout-{event['index']}")
+                case "eval_skipped":
+                    what = f"version {event['version']} is not evaluated: another one took too long"
+                    self._progress.note(f"{what}; version {event['instead']} is")
+            self._weigh(event)
         self._tell_of_replay()
         self._run_dir.flush()
 
@@ -264,6 +273,14 @@ class _Run:
         now = {name: self._state.replay.get(name) for name in REPLAY_COUNTS}
         if any(now[name] != before.get(name) for name in REPLAY_COUNTS):
             self._events.emit("replay", **now)
+
+    def _weigh(self, event: Event) -> None:
+        """Is a commit the best now?"""
+        if event["kind"] in ("eval", "eval_started") and not self._state.counts(event):
+            return
+        for best in self._best.heard(event):
+            self._run_dir.write(best)
+            self._state.fold(best)
 
     @property
     def _newest(self) -> tuple[int, int]:
@@ -317,24 +334,27 @@ class _Run:
             "went_back", version=commit.version, timeline=timeline, cause=str(failure)
         )
         self._fold([])
-        self._evaluations.go_back(commit.version)
+        self._evaluations.forget_after(commit.version)
+        self._best.go_back(commit.version)
         self._fleet.go_back(commit, timeline)
 
     # --- evaluations ------------------------------------------------------------------
 
     def _want_evaluation(self, version: int) -> None:
-        if self._job.data.eval is not None:
+        if self._job.data.held_out:
             self._evaluations.want(version)
 
     def _evaluate_when_due(self) -> None:
         if every := self._job.data.eval_every_steps:
-            # Steps can be quicker than ticks, so no multiple is waited for exactly.
-            due = self._state.version // every * every
-            self._want_evaluation(max(due, self._state.start_version))
+            # In advance, so that its worker takes no newer version first.
+            due = (self._state.version // every + 1) * every
+            if due <= self._state.num_steps:
+                self._want_evaluation(due)
         present = {worker.title for worker in self._fleet.rollouts.running}
         self._evaluations.tick(present)
 
     def _final_evaluation(self) -> None:
+        self._evaluations.forget_after(self._state.version)
         self._want_evaluation(self._state.version)
         # All is trained and committed: a worker that must be replaced first is waited for.
         limit_s = self._job.rollout.start_timeout_s + EVAL_TIMEOUT_S

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.run_state import RunState
+from slipstream.config.job import MAIN_SET
 
 PLAIN_LINE_EVERY_S = 10.0
 
@@ -101,20 +102,38 @@ def closing_rows(state: RunState, wall_s: float) -> list[tuple[str, str]]:
 
 
 def _eval_rows(state: RunState) -> list[tuple[str, str]]:
-    if not state.evals:
-        return [("held-out", "no held-out data in the job file")]
-    first, last = state.evals[min(state.evals)], state.evals[max(state.evals)]
-    return [
-        (
-            f"held-out {label}",
-            f"{first[key]:.1%} -> {last[key]:.1%}  ({100 * (last[key] - first[key]):+.1f} points, "
-            f"{last['num_prompts']} prompts, versions {first['version']} -> {last['version']})",
-        )
-        for label, key in (
-            ("accuracy (greedy)", "greedy_accuracy"),
-            ("reward (sampled)", "sampled_reward"),
-        )
+    rows = [
+        (f"{_set_label(name)} {label}", text)
+        for name, evals in state.evals_by_set.items()
+        for label, text in _set_rows(evals)
     ]
+    if state.best is not None:
+        best = state.best
+        what = f"{best['metric']} {best['value']:.3f} on {best['set']}"
+        rows.append(("best commit", f"version {best['version']}, {what}: {best['path']}"))
+    return rows or [("held-out", "no held-out data in the job file")]
+
+
+def _set_rows(evals: Mapping[int, Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """(label, text) from the first version evaluated to the last one."""
+    if not evals:
+        return []
+    first, last = evals[min(evals)], evals[max(evals)]
+    of_what = f"{last['num_prompts']} prompts, versions {first['version']} -> {last['version']}"
+    figures = [
+        ("accuracy (greedy)", first["greedy_accuracy"], last["greedy_accuracy"]),
+        ("reward (sampled)", first["sampled_reward"], last["sampled_reward"]),
+    ]
+    before, after = first.get("pass_at", {}), last.get("pass_at", {})
+    figures += [(f"pass@{k}", before[k], after[k]) for k in after if k > 1 and k in before]
+    return [
+        (label, f"{old:.1%} -> {new:.1%}  ({100 * (new - old):+.1f} points, {of_what})")
+        for label, old, new in figures
+    ]
+
+
+def _set_label(name: str) -> str:
+    return "held-out" if name == MAIN_SET else f"held-out {name}"
 
 
 def mean_lag(state: RunState) -> float:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from slipstream.config.job import MAIN_SET
+
 WHICH = ("generated", "trained")
 
 
@@ -29,7 +31,9 @@ class RunState:
     num_generated_tokens: int = 0
     lags: Counter[int] = field(default_factory=Counter)  # lag -> groups
     busy_s: dict[str, Counter[str]] = field(default_factory=dict)  # role-index -> phase -> s
-    evals: dict[int, Mapping[str, Any]] = field(default_factory=dict)  # version -> event
+    # set -> version -> event; the first set is that of data.eval, where there is one
+    evals_by_set: dict[str, dict[int, Mapping[str, Any]]] = field(default_factory=dict)
+    best: Mapping[str, Any] | None = None  # the newest `best` event
     max_probe_error: float = 0.0
     num_adoptions: int = 0
     checkpoint: str | None = None  # newest commit
@@ -48,21 +52,35 @@ class RunState:
                 self._add_busy(event)
             case "eval":
                 if self.counts(event):
-                    self.evals[event["version"]] = event
+                    evals = self.evals_by_set.setdefault(event.get("set", MAIN_SET), {})
+                    evals[event["version"]] = event
+            case "best":
+                self.best = event
             case "adopted":
                 self.num_adoptions += 1
                 self.max_probe_error = max(self.max_probe_error, event.get("probe_error") or 0.0)
             case "went_back":
                 self.version = self.branched_at = event["version"]
                 self.timeline = event["timeline"]
-                self.evals = {v: found for v, found in self.evals.items() if v <= self.version}
+                self._forget_evals()
                 self.num_restarts += 1
                 self.last_step_at_s = event["time_s"]
             case "commit":
                 self.checkpoint = event["path"]
 
+    @property
+    def evals(self) -> Mapping[int, Mapping[str, Any]]:
+        """Of the first held-out set: version -> event."""
+        return next(iter(self.evals_by_set.values()), {})
+
+    def _forget_evals(self) -> None:
+        for name, evals in self.evals_by_set.items():
+            self.evals_by_set[name] = {v: e for v, e in evals.items() if v <= self.version}
+        if self.best is not None and self.best["version"] > self.version:
+            self.best = None
+
     def counts(self, event: Mapping[str, Any]) -> bool:
-        """Whether an `eval` is of weights that are not gone."""
+        """Whether an `eval` or `eval_started` is of weights that are not gone."""
         return bool(event["timeline"] == self.timeline or event["version"] <= self.branched_at)
 
     def _fold_step(self, event: Mapping[str, Any]) -> None:
@@ -140,6 +158,11 @@ class RunState:
             "lags": dict(sorted(self.lags.items())),
             "busy_share": self.busy_share(),
             "evals": [dict(self.evals[version]) for version in sorted(self.evals)],
+            "evals_by_set": {
+                name: [dict(evals[version]) for version in sorted(evals)]
+                for name, evals in self.evals_by_set.items()
+            },
+            "best": None if self.best is None else dict(self.best),
             "max_probe_error": self.max_probe_error,
             "checkpoint": self.checkpoint,
             "restarts": self.num_restarts,

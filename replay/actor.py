@@ -26,15 +26,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from replay.buffer import ReplayBuffer
 from replay.facts import Fact
+from replay.held_out import held_out_prompts, stream_of
 from replay.journal import FILE_NAME
 from replay.keeper import Keeper
-from replay.render import renderer
 from replay.rollback import go_back
 from replay.rules import Rules
-from replay.sources import Items, open_source
+from replay.sources import open_source
 from replay.state import ReplayState
 from replay.stream import PromptStream
-from slipstream.config.job import DataSource, JobConfig
+from slipstream.config.job import JobConfig
 from slipstream.errors import SlipstreamError
 from slipstream.records import (
     Batch,
@@ -87,7 +87,9 @@ class ReplayActor:
     @cached_property
     def _train(self) -> PromptStream:
         data = self._job.data
-        train = self._stream(data.train, open_source(data.train), shuffle=data.shuffle)
+        train = stream_of(
+            self._job, data.train, open_source(data.train), self._tokenizer, shuffle=data.shuffle
+        )
         train.prompt(0)  # a field or a template that does not fit shows at the first item
         return train
 
@@ -114,6 +116,7 @@ class ReplayActor:
         *,
         held: Sequence[int],
         yielded_version: int | None,
+        pinned: tuple[int, int] | None = None,
     ) -> LeaseReply:
         def ask() -> LeaseReply:
             now_s = time.monotonic()
@@ -124,11 +127,15 @@ class ReplayActor:
                 now_s,
                 held=held,
                 yielded_version=yielded_version,
+                pinned=pinned,
             )
 
         def says_something(reply: LeaseReply) -> bool:
             to_yield = reply.yield_device and yielded_version != reply.version
-            return bool(reply.leases or reply.revoked) or to_yield or reply.stop is not None
+            # Until it takes newer weights nothing can come, whatever changes here.
+            is_behind = pinned is not None and pinned < (reply.timeline, reply.version)
+            is_over = to_yield or is_behind or reply.stop is not None
+            return bool(reply.leases or reply.revoked) or is_over
 
         if yielded_version is not None:
             self._notify()  # the learner may be waiting for just this
@@ -275,23 +282,9 @@ class ReplayActor:
         await self._written()
         return {**self._buffer.stats(), "oldest_lease_s": self._buffer.oldest_lease_s(now_s)}
 
-    def eval_prompts(self) -> list[Prompt]:
-        """The first `eval_num_prompts` items of data.eval, in order, without over-long ones."""
-        if self._job.data.eval is None:
-            return []
-        items = open_source(self._job.data.eval)
-        stream = self._stream(self._job.data.eval, items, shuffle=False)
-        ordinals = range(min(len(items), self._job.data.eval_num_prompts))
-        return [prompt for ordinal in ordinals if (prompt := stream.prompt(ordinal))]
-
-    def _stream(self, source: DataSource, items: Items, *, shuffle: bool) -> PromptStream:
-        return PromptStream(
-            items,
-            renderer(source, self._tokenizer),
-            seed=self._job.seed,
-            shuffle=shuffle,
-            max_prompt_tokens=self._job.data.max_prompt_tokens,
-        )
+    def eval_prompts(self) -> dict[str, list[Prompt]]:
+        """Of every held-out set, by its name."""
+        return held_out_prompts(self._job, self._tokenizer)
 
 
 class ReplayClient:
@@ -308,11 +301,11 @@ class ReplayClient:
         *,
         held: Sequence[int],
         yielded_version: int | None,
+        pinned: tuple[int, int] | None = None,
     ) -> Future[LeaseReply]:
         call = self._actor.lease.remote
-        return _future(
-            call(worker, incarnation, num_groups, held=held, yielded_version=yielded_version)
-        )
+        options = {"held": held, "yielded_version": yielded_version, "pinned": pinned}
+        return _future(call(worker, incarnation, num_groups, **options))
 
     def put(self, groups: Sequence[Group]) -> Future[Sequence[PutReply]]:
         return _future(self._actor.put.remote(groups))

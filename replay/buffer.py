@@ -106,11 +106,14 @@ class ReplayBuffer:
         *,
         held: Collection[int] = (),
         yielded_version: int | None = None,
+        pinned: tuple[int, int] | None = None,
     ) -> LeaseReply:
         """Up to `num_groups` prompts: those to be issued again first, then the stream in order.
 
         `held` are the leases that the worker knows of. Those that it was granted and does not
-        know of, as an answer got lost, it gets again; those that run no more it is told.
+        know of, as an answer got lost, it gets again; those that run no more it is told. One whose
+        weights are `pinned` (timeline, version) gets nothing that would need newer ones, and what
+        it was granted for those goes to others: nobody must wait for it.
         """
         self.expire(now_s)
         if self._is_gone(worker, incarnation):
@@ -121,13 +124,17 @@ class ReplayBuffer:
         for lease in running:
             if lease.incarnation < incarnation:
                 self._reissue(lease, "worker_replaced")
+            elif pinned is not None and (lease.timeline, lease.min_version) > pinned:
+                self._reissue(lease, "pinned")
+        running = list(self._leases[worker].values())
         known = frozenset(held)
         lost = [
             lease
             for lease in running
             if lease.incarnation == incarnation and lease.lease_id not in known
         ]
-        num_new = num_groups - len(lost)
+        is_behind = pinned is not None and pinned < (self.state.timeline, self.version)
+        num_new = 0 if is_behind else num_groups - len(lost)
         holds_none = not held and not self._leases[worker]
         prompts = self._prompts(worker, num_new, now_s, holds_none=holds_none)
         new = (self._grant(prompt, worker, incarnation, now_s) for prompt in prompts)

@@ -47,6 +47,7 @@ class LocalReplay:
         *,
         held: Sequence[int],
         yielded_version: int | None = None,
+        pinned: tuple[int, int] | None = None,
     ) -> Future[LeaseReply]:
         return _done(
             lambda: self.buffer.lease(
@@ -56,6 +57,7 @@ class LocalReplay:
                 self._clock(),
                 held=held,
                 yielded_version=yielded_version,
+                pinned=pinned,
             )
         )
 

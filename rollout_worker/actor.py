@@ -79,9 +79,9 @@ class RolloutWorkerActor:
             self._worker.close()
             remove_own()
 
-    def request_evaluation(self, version: int, prompts: tuple[Prompt, ...]) -> None:
-        """Evaluate held-out prompts once the engine holds `version`."""
-        self._worker.request_evaluation(version, prompts)
+    def request_evaluation(self, version: int, sets: Mapping[str, Sequence[Prompt]]) -> None:
+        """Evaluate held-out prompts, by the name of their set, once the engine holds `version`."""
+        self._worker.request_evaluation(version, sets)
 
     def transfer(self, call: str, payload: Mapping[str, Any]) -> None:
         """One call of a weight transfer; answers when the loop has carried it out."""

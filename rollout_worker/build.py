@@ -34,7 +34,7 @@ def build_worker(
     """A worker whose engine runs where `import_vllm` has said."""
     rewards = RewardPool(job.reward)
     tokenizer = load_tokenizer(job.model)
-    engine = _engine(job, tokenizer, name)
+    engine = build_engine(job, tokenizer, name)
     rewards.wait_ready()
     return RolloutWorker(
         job,
@@ -49,7 +49,8 @@ def build_worker(
     )
 
 
-def _engine(job: JobConfig, tokenizer: Any, name: str) -> Engine:
+def build_engine(job: JobConfig, tokenizer: Any, name: str) -> Engine:
+    """Holds the weights of `model.path` as version -1, until others are loaded."""
     metrics_name = f"{job.name}/{name}" if job.telemetry.engine_metrics else None
     eos = eos_token_ids(job.model, tokenizer)
     match job.rollout.engine:

@@ -75,6 +75,7 @@ class VllmEngine:
             transport=transport,
             metrics_name=metrics_name,
         )
+        self._engine.set_weight_version(str(self._version))  # the model's own weights
         self._num_tokens = 0
         self._count_tokens()
 

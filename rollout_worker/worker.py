@@ -25,7 +25,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from rollout_worker.adoption import Adoption
 from rollout_worker.engine import Engine, Generation
-from rollout_worker.evaluation import Evaluation, Evaluator
+from rollout_worker.evaluation import Evaluation, Evaluator, num_eval_slots
 from rollout_worker.groups import (
     OpenGroup,
     is_sampled,
@@ -107,6 +107,7 @@ class RolloutWorker:
         self._yielded_version: int | None = None  # the learner's turn, on shared devices
         self._asleep = False  # and the engine has nothing on the device
         self._next_ask_s = 0.0
+        self._nothing_to_lease = False  # replay has said so
         self._num_tokens = 0
         self._reported_s = time.monotonic()
         self._leaving: _Leaving | None = None
@@ -114,6 +115,7 @@ class RolloutWorker:
         self._replaced = False  # a later incarnation has this worker's name
         self._pulse = Pulse(engine, job.health.probe_every_s)
         self._evaluator = Evaluator(job, engine, rewards, decode, events)
+        self._num_eval_slots = num_eval_slots(job)
         self._adoption = Adoption(
             job.weights, name, engine=engine, receiver=receiver, events=events
         )
@@ -167,9 +169,9 @@ class RolloutWorker:
         self._check_puts()
         return adopted or decoded
 
-    def request_evaluation(self, version: int, prompts: Sequence[Prompt]) -> None:
-        """Evaluate held-out prompts once the engine holds `version`."""
-        self._evaluator.request(Evaluation(version=version, prompts=tuple(prompts)))
+    def request_evaluation(self, version: int, sets: Mapping[str, Sequence[Prompt]]) -> None:
+        """Evaluate held-out prompts, by the name of their set, once the engine holds `version`."""
+        self._evaluator.request(Evaluation(version=version, sets=sets))
 
     def close(self) -> None:
         """End the scoring processes and the engine."""
@@ -181,8 +183,12 @@ class RolloutWorker:
         return self._adoption.request(call, payload)
 
     def _adopt_newer(self) -> bool:
-        if self._evaluator.generating or not self._adoption.due:
-            return False  # an evaluation is of one version
+        if not self._adoption.due:
+            return False
+        if self._evaluator.generating:
+            if not self._adoption.begins_timeline:
+                return False  # an evaluation is of one version
+            self._evaluator.drop()  # the run went back, and waits for this worker
         before = self._adoption.held
         with self._busy.phase("adopt"):
             self._adoption.adopt()
@@ -190,6 +196,7 @@ class RolloutWorker:
             return False  # the update was lost, or there was none; an engine asleep sleeps on
         self._asleep, self._yielded_version = False, None
         self._pulse.restart()
+        self._next_ask_s = 0.0
         if self._adoption.held[0] > before[0]:  # replay has revoked what was under way
             self._forget([*self._open])
         return True
@@ -208,12 +215,15 @@ class RolloutWorker:
             self._give_back([])
             return
         self._start_waiting()
+        self._evaluator.submit(self._num_free_for_evaluation())
         if self._lease_call is None:
             self._ask_for_leases()
 
     def _ask_for_leases(self) -> None:
-        num_free = self._num_free_groups()
-        if num_free <= 0 or time.monotonic() < self._next_ask_s:
+        num_free = max(0, self._num_free_groups())
+        pinned = self._adoption.held if self._evaluator.generating else None
+        to_return = pinned is not None and bool(self._waiting)  # what needs newer weights
+        if not (num_free or to_return) or time.monotonic() < self._next_ask_s:
             return
         future = self._replay.lease(
             self._name,
@@ -221,12 +231,14 @@ class RolloutWorker:
             num_free,
             held=self._held_leases(),
             yielded_version=self._yielded_version,
+            pinned=pinned,
         )
         self._lease_call = _Call("lease", future, self._deadline_s())
 
     def _on_leases(self, reply: LeaseReply) -> None:
         drop_at_s = time.monotonic() + self._job.replay.lease_timeout_s
         self._forget(reply.revoked)
+        self._nothing_to_lease = not reply.leases
         self._waiting.extend((lease, drop_at_s) for lease in reply.leases)
         # With newer weights than replay knows of, this worker has had its part of the turn.
         same_weights = (reply.timeline, reply.version) == self._adoption.held
@@ -238,7 +250,9 @@ class RolloutWorker:
                 self._asleep = True
                 self._yielded_version = reply.version
         elif not reply.leases:
-            self._next_ask_s = time.monotonic() + ASK_AGAIN_S
+            is_behind = (reply.timeline, reply.version) > self._adoption.held
+            pause_s = REPORT_EVERY_S if self._evaluator.generating and is_behind else ASK_AGAIN_S
+            self._next_ask_s = time.monotonic() + pause_s
         if reply.leases:
             self._yielded_version = None
             if self._asleep and same_weights:  # the learner has discarded its batch
@@ -255,7 +269,16 @@ class RolloutWorker:
 
     def _num_free_groups(self) -> int:
         slots = self._job.rollout.num_slots - self._engine.num_running
+        if self._evaluator.wants_slots:
+            slots -= max(0, self._num_eval_slots - self._evaluator.num_running)
         return slots // self._num_answers - len(self._waiting)
+
+    def _num_free_for_evaluation(self) -> int:
+        """Within its share; all that is free where there is nothing to roll out."""
+        free = self._job.rollout.num_slots - self._engine.num_running
+        if self._nothing_to_lease and not (self._open or self._waiting):
+            return free
+        return min(free, self._num_eval_slots - self._evaluator.num_running)
 
     def _is_idle(self) -> bool:
         return not (self._open or self._waiting or self._put_calls) and self._evaluator.idle

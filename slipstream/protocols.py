@@ -35,9 +35,11 @@ class ReplayForWorkers(Protocol):
         *,
         held: Sequence[int],
         yielded_version: int | None,
+        pinned: tuple[int, int] | None = None,
     ) -> Future[LeaseReply]:
         """Up to `num_groups` prompts, beside the leases `held`. `yielded_version`: the version for
-        whose training this worker has released the shared devices, if any."""
+        whose training this worker has released the shared devices, if any. `pinned`: timeline and
+        version of the weights that it keeps for now: it gets no prompt for newer ones."""
 
     def put(self, groups: Sequence[Group]) -> Future[Sequence[PutReply]]:
         """Hand over finished groups, one answer each; replay owns them from then on. Repeated, it

@@ -17,10 +17,15 @@ start_s counts from the epoch):
                        `samples.jsonl` instead
             `update_lost`  version, message
             `refused`  ordinal, reason, detail
-            `eval_dropped`  version: asked of a worker that left before it had done it
+            `eval_started`  timeline, version
+            `eval_dropped`  version: asked of a worker that left, or went back with the run, before
+                       it had done it
+            `eval_skipped`  version, instead: asked for while another was under way; the newer
+                       version `instead` is evaluated
             `left`     reason, num_given_back (leases that another worker gets)
-            `eval`     timeline, version, num_prompts, num_failures, greedy_accuracy, greedy_reward,
-                       sampled_reward, seconds
+            `eval`     timeline, version, set (its name), num_prompts, num_failures,
+                       greedy_accuracy, greedy_reward, sampled_reward, pass_at {k: share}, seconds
+                       (of all sets together)
     learner `published`  timeline, version, gather_s (of whole parameters from all ranks),
                        publish_s (to pack and send them), num_bytes
             `step`     version (the one made), loss, reward, lags {lag: groups}, num_groups,
@@ -35,6 +40,7 @@ start_s counts from the epoch):
             `replay`     num_buffered, num_running (leases); about once a second, when they change
             `paused`, `resumed`
             `tracker_failed`  tracker, message
+            `best`     version, set, metric, value, path (of its commit): better than all before
             and, with the role (and index, of a worker) that they are about:
             `scaled`  num_before, num_after: from now on; ranks after their step and a commit
             `worker_started`  incarnation, node, pid

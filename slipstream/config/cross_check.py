@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from slipstream.config.algorithm import CriticConfig, GeometricMask, IcepopCorrection
-from slipstream.config.job import JobConfig, PlacementConfig, PriorityConfig
+from slipstream.config.job import MAIN_SET, JobConfig, PlacementConfig, PriorityConfig
 
 Finding = tuple[str, str]  # dotted key, message
 MIN_CALL_TIMEOUT_S = 5.0
@@ -26,6 +26,7 @@ def cross_check(job: JobConfig) -> list[Finding]:
         _terms,
         _policies,
         _batches,
+        _evaluation,
         _weights,
         _times,
     )
@@ -290,6 +291,32 @@ def _batches(job: JobConfig) -> Iterator[Finding]:
         yield (
             "learner.warmup_steps",
             f"{learner.warmup_steps} steps of warm-up leave none of {learner.num_steps}; lower it",
+        )
+
+
+def _evaluation(job: JobConfig) -> Iterator[Finding]:
+    data, checkpoint, most = job.data, job.checkpoint, max(job.eval.pass_at, default=0)
+    if most > job.eval.num_samples:
+        yield (
+            "eval.pass_at",
+            f"pass@{most} needs as many answers of each prompt, and eval.num_samples is "
+            f"{job.eval.num_samples}; raise that, or lower this",
+        )
+    if MAIN_SET in data.eval_sets:
+        yield "data.eval_sets", f"{MAIN_SET} is the name of the set of data.eval; choose another"
+    if checkpoint.keep_best is not None and not data.held_out:
+        yield (
+            "checkpoint.keep_best",
+            "there is no held-out set to say which is the best; set data.eval, or remove this",
+        )
+    if checkpoint.best_set is None:
+        return
+    if checkpoint.keep_best is None:
+        yield "checkpoint.best_set", "needs checkpoint.keep_best; set that, or remove this"
+    elif data.held_out and checkpoint.best_set not in data.held_out:
+        yield (
+            "checkpoint.best_set",
+            f"no held-out set is named {checkpoint.best_set}; there is {', '.join(data.held_out)}",
         )
 
 

@@ -33,6 +33,9 @@ OnStale = Literal["wait", "requeue", "drop", "clip"]
 Durability = Literal["commit", "flush", "off"]
 Select = Literal["fifo", "freshest", "priority", "random"]
 TrackerName = Literal["wandb", "mlflow", "trackio"]
+MAIN_SET = "eval"  # the held-out set of data.eval
+SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$")]
+BestBy = Literal["greedy_accuracy", "greedy_reward", "sampled_reward"]  # fields of an `eval` event
 PriorityBy = Literal["reward_spread", "advantage", "age"]
 
 
@@ -99,11 +102,25 @@ DataSource = Annotated[
 
 class DataConfig(Section):
     train: DataSource
-    eval: DataSource | None = None
+    eval: DataSource | None = None  # a held-out set, which is named "eval"
+    eval_sets: dict[SetName, DataSource] = Field(default_factory=dict)  # more of them, by name
     shuffle: bool = True  # a new seeded permutation each epoch
     max_prompt_tokens: PositiveInt = 1024  # longer prompts are dropped, counted, reported
     eval_every_steps: NonNegativeInt = 0  # 0: only before the first and after the last step
-    eval_num_prompts: PositiveInt = 500  # the first n items of data.eval
+    eval_num_prompts: PositiveInt = 500  # the first n items of each held-out set
+
+    @property
+    def held_out(self) -> dict[str, DataSource]:
+        """Every held-out set by name, the one of `data.eval` first."""
+        return {**({} if self.eval is None else {MAIN_SET: self.eval}), **self.eval_sets}
+
+
+class EvalConfig(Section):
+    """How held-out prompts are answered (docs/evaluation.md); `data` says which, and how often."""
+
+    slot_share: Annotated[float, Field(gt=0, le=1)] = 0.25  # of a worker that also rolls out
+    num_samples: PositiveInt = 1  # answers of each prompt at temperature 1, beside the greedy one
+    pass_at: tuple[PositiveInt, ...] = (1,)  # the k of pass@k, each at most num_samples
 
 
 # --- reward -----------------------------------------------------------------------
@@ -248,6 +265,8 @@ class CheckpointConfig(Section):
     every_steps: NonNegativeInt = 50  # 0: not by steps; there is always one at the end
     every_minutes: NonNegativeFloat = 0.0  # 0: not by time
     keep_last: PositiveInt = 2
+    keep_best: BestBy | None = None  # also keep the commit that is best on a held-out set
+    best_set: str | None = None  # the name of that set; default: the first
 
 
 class HealthConfig(Section):
@@ -283,6 +302,7 @@ class JobConfig(Section):
     seed: NonNegativeInt = 0
     model: ModelConfig
     data: DataConfig
+    eval: EvalConfig = EvalConfig()
     reward: RewardConfig
     algorithm: AlgorithmConfig = AlgorithmConfig()
     rollout: RolloutConfig
@@ -301,6 +321,13 @@ class JobConfig(Section):
             "algorithm.critic.shared": self.algorithm.has_value_head,
             "algorithm.kl": MOVING if self.algorithm.reference_moves else FROZEN,
         }
+
+    @property
+    def best_set(self) -> str | None:
+        """The held-out set that says which commit is the best; None where none is kept."""
+        if self.checkpoint.keep_best is None:
+            return None
+        return self.checkpoint.best_set or next(iter(self.data.held_out))
 
     @property
     def run_dir(self) -> Path:

@@ -165,7 +165,10 @@ def _anchor_paths(raw: dict[str, Any], directory: Path) -> None:
         _anchor_if_there(model, "tokenizer", directory)
         _anchor(model, "chat_template", directory)
     data = raw.get("data")
-    for source in data.values() if isinstance(data, dict) else ():
+    sources = list(data.values()) if isinstance(data, dict) else []
+    if isinstance(data, dict) and isinstance(sets := data.get("eval_sets"), dict):
+        sources += sets.values()
+    for source in sources:
         if isinstance(source, dict):
             _anchor(source, "path", directory)
             _anchor_if_there(source, "name", directory)

@@ -327,7 +327,11 @@ def test_prompts_are_rendered_from_the_jobs_data(job: JobConfig) -> None:
     lease = asyncio.run(actor.lease("w0", 0, 1, held=(), yielded_version=None)).leases[0]
     assert (lease.prompt.text, lease.prompt.token_ids.tolist()) == ("0+0=", [1, 11, 1, 12])
     evaluation = actor.eval_prompts()
-    assert [prompt.text for prompt in evaluation] == ["0+0==", "1+1==", "2+2=="]  # as a chat
+    assert [prompt.text for prompt in evaluation["eval"]] == [
+        "0+0==",
+        "1+1==",
+        "2+2==",
+    ]  # as a chat
     assert asyncio.run(actor.stats())["num_running"] == 1
 
 

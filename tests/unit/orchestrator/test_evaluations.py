@@ -93,7 +93,7 @@ def test_weights_that_are_gone_are_not_evaluated_and_those_that_come_instead_are
     for version in (4, 6):
         evaluations.want(version)
     evaluations.tick(workers.present)
-    evaluations.go_back(5)
+    evaluations.forget_after(5)
     evaluations.heard({"version": 4})
     assert evaluations.is_done, "6 is gone"
     evaluations.want(4)

@@ -128,7 +128,7 @@ def test_an_evaluation_under_way_or_asked_for_is_dropped() -> None:
     world.receiver.publish(0)
     prompts = [scripted_prompt(ordinal) for ordinal in range(3)]
     for version in (0, 7):
-        world.worker.request_evaluation(version, prompts)
+        world.worker.request_evaluation(version, {"eval": prompts})
     world.turn_until(lambda: world.engine.num_running >= 6)
     world.worker.leave("enough", grace_s=0.05)
     assert world.worker.run(RUNNING) == "left"

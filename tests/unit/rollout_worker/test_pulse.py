@@ -183,7 +183,7 @@ def test_an_evaluation_and_a_probe_never_meet() -> None:
     world = World(max_staleness=0, probe_every_s=1e-6)
     world.receiver.publish(0)
     world.batch(0)
-    world.worker.request_evaluation(0, [scripted_prompt(ordinal) for ordinal in range(3)])
+    world.worker.request_evaluation(0, {"eval": [scripted_prompt(o) for o in range(3)]})
     found: list[Any] = []
 
     def evaluated() -> bool:

@@ -187,7 +187,7 @@ def test_an_evaluation_waits_while_the_engine_sleeps() -> None:
     world = World(max_staleness=0, num_sharing_workers=1)
     world.receiver.publish(0)
     world.batch(0)
-    world.worker.request_evaluation(0, [scripted_prompt(0)])
+    world.worker.request_evaluation(0, {"eval": [scripted_prompt(0)]})
     for _ in range(20):
         world.worker.turn()
     assert world.engine.asleep
@@ -248,7 +248,7 @@ def test_a_silent_replay_ends_the_worker_at_the_deadline() -> None:
 def test_an_evaluation_is_of_one_version_beside_the_rollouts() -> None:
     world = World()
     world.receiver.publish(0)
-    world.worker.request_evaluation(0, [scripted_prompt(ordinal) for ordinal in range(5)])
+    world.worker.request_evaluation(0, {"eval": [scripted_prompt(o) for o in range(5)]})
     found: list[dict[str, Any]] = []
 
     def evaluated() -> bool:
