@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from orchestrator.commands import job_files, running, runs
+from orchestrator.commands import deploying, job_files, running, runs
 from slipstream import __version__
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ COMMANDS = (
 )
 for command in COMMANDS:
     app.command()(command)
+app.add_typer(deploying.app, name="render")
 
 
 def main() -> None:
