@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from orchestrator.commands import evaluating, job_files, running, runs, schema, trace
+from orchestrator.commands import deploying, evaluating, job_files, running, runs, schema, trace
 from slipstream import __version__
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ COMMANDS = (
 for command in COMMANDS:
     app.command()(command)
 app.command("eval")(evaluating.eval_)
+app.add_typer(deploying.app, name="render")
 
 
 def main() -> None:

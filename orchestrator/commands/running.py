@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from orchestrator.commands.common import AsJson, Run, print_report, refused
-from orchestrator.control import Pause, Request, Resume, Stop, ask, scale_of
+from orchestrator.control import Answer, Pause, Request, Resume, Stop, ask, scale_of
+from orchestrator.deploy import kubectl
 from orchestrator.run_files import find_run
 from orchestrator.status import read_status
 
@@ -25,6 +26,11 @@ def status(run: Run, as_json: AsJson = False) -> None:
 def scale(
     run: Run,
     counts: Annotated[list[str], typer.Argument(help="rollout=N, learner=N, or both")],
+    kuberay: Annotated[
+        str | None,
+        typer.Option(help="the RayJob that runs it; its cluster gets the room, by kubectl"),
+    ] = None,
+    namespace: Annotated[str | None, typer.Option(help="of the RayJob; default: kubectl's")] = None,
 ) -> None:
     """Change the number of workers or ranks of a running job.
 
@@ -32,6 +38,10 @@ def scale(
     """
     with refused():
         request = scale_of(counts)
+        if kuberay is not None:
+            answer = kubectl.scale(kubectl.Kubectl(namespace=namespace), kuberay, run, request)
+            _tell(answer)
+            return
     _ask(run, request)
 
 
@@ -54,6 +64,10 @@ def _ask(run: str, request: Request) -> None:
     """Ask the driver of a running job, and say what it answers."""
     with refused():
         answer = ask(find_run(run), request, ANSWER_TIMEOUT_S)
+    _tell(answer)
+
+
+def _tell(answer: Answer) -> None:
     if not answer.ok:
         print(f"slipstream: {answer.message}", file=sys.stderr)
         raise typer.Exit(1)
