@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from orchestrator.commands import job_files, running, runs
+from orchestrator.commands import job_files, reports, running, runs
 from slipstream import __version__
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ COMMANDS = (
     *(job_files.launch, job_files.validate),
     *(running.status, running.scale, running.pause, running.resume, running.stop),
     *(runs.ledger, version),
+    *(reports.report,),
 )
 for command in COMMANDS:
     app.command()(command)
