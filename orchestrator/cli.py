@@ -27,7 +27,7 @@ COMMANDS = (
     *(job_files.launch, job_files.validate),
     *(running.status, running.scale, running.pause, running.resume, running.stop),
     *(runs.ledger, version),
-    *(reports.report,),
+    *(reports.report, reports.export),
 )
 for command in COMMANDS:
     app.command()(command)

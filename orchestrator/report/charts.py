@@ -122,7 +122,7 @@ def lines(
         for line in series:
             colour = LIGHT[line.colour]
             if line.points is not None:
-                axes.plot(*line.points, ".", color=colour, alpha=0.45, ms=4, mew=0)
+                axes.plot(*line.points, ".", color=colour, alpha=0.5, ms=5, mew=0)
             marker, style = ("o" if line.is_marked else ""), ("--" if line.is_dashed else "-")
             axes.plot(line.xs, line.ys, style, marker=marker, ms=4, color=colour, lw=1.8)
         axes.set_xlabel(x_label)

@@ -168,8 +168,8 @@ def _waiting_card(figures: Mapping[str, Any]) -> Html:
     return _card(
         "warn" if most > MUCH_WAITING else "good",
         "Is anybody waiting?",
-        f"learner {share(learner)}, rollout {share(rollout)}",
-        "of their time, from the first step to the last",
+        f"{share(learner)} · {share(rollout)}",
+        "learner · rollout workers, of their time from the first step to the last",
     )
 
 
@@ -246,7 +246,11 @@ def _timeline(run: RunRecord, drawn: list[Chart]) -> list[Html]:
         tag("h3", "What every role did: the whole run"),
         _legend(timeline.phases_of(history)),
         *_both(drawn, "timeline", lambda n, w: timeline.overview(n, history, window, w)),
-        tag("figcaption", f"A column is split as its time was.{more} " + ("" if close else note)),
+        tag(
+            "figcaption",
+            f"A column is split as its time was; what is empty is between two phases.{more} "
+            + ("" if close else note),
+        ),
     ]
     found = [tag("figure", *figure, class_="wide")]
     if close is not None:

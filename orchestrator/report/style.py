@@ -72,7 +72,7 @@ pre{margin:0;white-space:pre-wrap;overflow-wrap:anywhere}
 .card,figure,.box{background:var(--card);border:1px solid var(--grid);border-radius:10px;
   padding:14px 16px;margin:0;min-width:0}
 .card .question{color:var(--muted);font-size:13px}
-.card .answer{font-size:24px;font-weight:650;line-height:1.25;margin:2px 0}
+.card .answer{font-size:22px;font-weight:650;line-height:1.25;margin:2px 0}
 .card.good{border-top:4px solid var(--green)}
 .card.bad{border-top:4px solid var(--red)}
 .card.plain{border-top:4px solid var(--grey)}

@@ -14,9 +14,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from orchestrator.report.charts import Chart, draw
+from orchestrator.report.charts import Chart, draw, unit_of
 from orchestrator.report.history import WAIT, History, Mark
-from orchestrator.report.spans import Spans
+from orchestrator.report.spans import Floats, Spans
 from orchestrator.report.style import LIGHT, colour_of_phase
 
 Roles = Mapping[str, Mapping[str, Spans]]  # role-index -> phase -> when
@@ -24,6 +24,7 @@ Width = Literal["wide", "narrow"]
 
 WIDTHS_IN: dict[Width, float] = {"wide": 14.0, "narrow": 5.0}
 NUM_BINS: dict[Width, int] = {"wide": 300, "narrow": 100}
+BIN_S = 0.5  # at least
 MAX_ROLES = 24
 MAX_SPANS = 800  # of a role in the detail; more are shown in bins
 DETAIL_S = 60.0
@@ -52,6 +53,15 @@ class Window:
     from_s: float
     until_s: float
     zero_s: float
+
+    @property
+    def unit(self) -> tuple[str, float]:
+        """Of the axis, and its seconds."""
+        return unit_of(self.until_s - self.zero_s)
+
+    def places(self, times_s: Floats) -> Floats:
+        """On the axis."""
+        return (times_s - self.zero_s) / self.unit[1]
 
 
 def whole(history: History) -> Window | None:
@@ -90,7 +100,10 @@ def phases_of(history: History) -> list[str]:
 
 def overview(name: str, history: History, window: Window, width: Width) -> Chart:
     """The whole window in bins."""
-    roles, edges = shown_roles(history), np.linspace(window.from_s, window.until_s, NUM_BINS[width])
+    roles = shown_roles(history)
+    most = int((window.until_s - window.from_s) / BIN_S)
+    num_bins = max(10, min(NUM_BINS[width], most))
+    edges = np.linspace(window.from_s, window.until_s, num_bins + 1)
 
     def fill(axes: Axes) -> None:
         for row, role in enumerate(roles):
@@ -125,14 +138,15 @@ def _spans(
         _binned(axes, phases, edges, row, window)
         return
     for phase, spans in found.items():
-        shown = [(start_s - window.zero_s, length_s) for start_s, length_s in spans]
+        unit_s = window.unit[1]
+        shown = [((start - window.zero_s) / unit_s, length / unit_s) for start, length in spans]
         axes.broken_barh(shown, (row - 0.4, 0.8), color=colour_of_phase(phase), linewidth=0)
 
 
 def _binned(
     axes: Axes,
     phases: Mapping[str, Spans],
-    edges: np.ndarray[tuple[int], np.dtype[np.float64]],
+    edges: Floats,
     row: int,
     window: Window,
 ) -> None:
@@ -141,7 +155,7 @@ def _binned(
         height = 0.8 * np.clip(phases[phase].share_of(edges), 0.0, 1.0)
         top = np.maximum(bottom - height, row - 0.4)
         axes.stairs(
-            *(top, edges - window.zero_s),
+            *(top, window.places(edges)),
             baseline=bottom,
             fill=True,
             color=colour_of_phase(phase),
@@ -156,18 +170,19 @@ def _rows(axes: Axes, roles: Sequence[str], window: Window, marks: Iterable[Mark
     axes.set_yticks([*range(row), row], [*roles, "events"])
     axes.tick_params(axis="y", labelcolor=LIGHT["ink"])
     axes.set_ylim(row + 0.6, -0.6)
-    axes.set_xlim(window.from_s - window.zero_s, window.until_s - window.zero_s)
+    axes.set_xlim(*window.places(np.asarray([window.from_s, window.until_s])))
     axes.grid(visible=False)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8))
-    axes.set_xlabel("seconds since the start")
+    axes.set_xlabel(f"{window.unit[0]} since the start")
 
 
 def _marks(axes: Axes, marks: Sequence[Mark], row: int, window: Window) -> None:
     """On the row of events; what broke also as a line through all rows."""
     for kind, (marker, colour) in MARKS.items():
-        times = [mark.time_s - window.zero_s for mark in marks if mark.kind == kind]
-        if not times:
+        found = [mark.time_s for mark in marks if mark.kind == kind]
+        if not found:
             continue
+        times = window.places(np.asarray(found))
         axes.plot(
             times,
             [row] * len(times),
