@@ -134,7 +134,7 @@ def lines(
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         if is_share:
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        _label_ends(axes, [line for line in series if line.label and len(line.xs)])
+        _label_ends(axes, [line for line in series if line.label and len(line.ys)])
 
     return draw(name, fill)
 

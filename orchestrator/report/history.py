@@ -9,6 +9,7 @@ so does a launch that goes on from one. Time is never undone: spans and marks of
 from __future__ import annotations
 
 import json
+import math
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -167,11 +168,10 @@ class History:
         if version <= self._newest:
             self._go_back(version - 1)  # launched again from a commit
         self._newest = version
-        reward = event.get("reward")
         self.steps[version] = Step(
             version=version,
             time_s=time_s,
-            reward=None if reward is None else float(reward),
+            reward=_finite(event.get("reward")),
             num_groups=event["num_groups"],
             num_answer_tokens=event["num_answer_tokens"],
             lags={int(lag): int(count) for lag, count in event.get("lags", {}).items()},
@@ -199,7 +199,7 @@ class History:
             version=version,
             time_s=time_s,
             accuracy=float(event["greedy_accuracy"]),
-            reward=event.get("sampled_reward"),
+            reward=_finite(event.get("sampled_reward")),
             num_prompts=int(event["num_prompts"]),
             pass_at={int(k): float(v) for k, v in (event.get("pass_at") or {}).items()},
         )
@@ -230,6 +230,10 @@ class History:
 def _append(columns: tuple[array[float], array[float]], time_s: float, count: float) -> None:
     columns[0].append(time_s)
     columns[1].append(float(count))
+
+
+def _finite(value: float | None) -> float | None:
+    return float(value) if value is not None and math.isfinite(value) else None
 
 
 def _who(event: Mapping[str, Any]) -> str:
