@@ -97,9 +97,7 @@ def find(root: Path, *, contents: bool = True) -> Found:
     commit = None
     for path in steps(root):
         try:
-            manifest = read_manifest(path)
-            _verify(path, manifest, contents=contents)
-            commit = _commit(path, manifest)
+            commit = verified(path, contents=contents)
             break
         except OtherFormat as error:
             damaged.append(str(error))
@@ -109,6 +107,13 @@ def find(root: Path, *, contents: bool = True) -> Found:
             damaged.append(str(error))
             paths.append(path)
     return Found(root=root, commit=commit, damaged=tuple(damaged), damaged_paths=tuple(paths))
+
+
+def verified(path: Path, *, contents: bool = True) -> Commit:
+    """The commit in this directory. Raises Damaged or OtherFormat."""
+    manifest = read_manifest(path)
+    _verify(path, manifest, contents=contents)
+    return _commit(path, manifest)
 
 
 def name_of(version: int, timeline: int) -> str:

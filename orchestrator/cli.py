@@ -8,7 +8,16 @@ from __future__ import annotations
 
 import typer
 
-from orchestrator.commands import deploying, evaluating, job_files, running, runs, schema, trace
+from orchestrator.commands import (
+    deploying,
+    evaluating,
+    job_files,
+    reports,
+    running,
+    runs,
+    schema,
+    trace,
+)
 from slipstream import __version__
 
 app = typer.Typer(
@@ -26,7 +35,8 @@ def version() -> None:
 COMMANDS = (
     *(job_files.launch, job_files.validate),
     *(running.status, running.scale, running.pause, running.resume, running.stop),
-    *(runs.ledger, schema.schema, trace.trace, version),
+    *(runs.ledger, reports.report, reports.export, trace.trace),
+    *(schema.schema, version),
 )
 for command in COMMANDS:
     app.command()(command)
