@@ -1,14 +1,14 @@
 """The command line. Exit codes: 0 done, 1 a role failed, 2 bad input, 130 interrupted.
 
 `ledger` exits with 1 where a run broke its promise; `scale`, `pause`, `resume` and `stop`
-where the job refuses.
+where the job refuses; `plan` where the job does not fit.
 """
 
 from __future__ import annotations
 
 import typer
 
-from orchestrator.commands import job_files, running, runs
+from orchestrator.commands import job_files, planning, running, runs
 from slipstream import __version__
 
 app = typer.Typer(
@@ -24,7 +24,7 @@ def version() -> None:
 
 
 COMMANDS = (
-    *(job_files.launch, job_files.validate),
+    *(job_files.launch, job_files.validate, planning.plan),
     *(running.status, running.scale, running.pause, running.resume, running.stop),
     *(runs.ledger, version),
 )
