@@ -3,7 +3,7 @@ SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONWARNINGS := ignore::SyntaxWarning
 
-.PHONY: help install quickstart check test seeds modes bench algorithms staleness peers bench-replay chaos scaling netns clean
+.PHONY: help install quickstart check test seeds modes bench algorithms staleness peers bench-replay plan chaos scaling netns clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -56,6 +56,10 @@ peers: install
 ## make bench-replay groups a second through replay, beside Ray's queue; writes docs/results/bench_replay.md
 bench-replay: install
 	PYTHONPATH=.:scripts python scripts/bench_replay.py
+
+## make plan         predicted beside measured step time; writes docs/results/plan.md
+plan: install
+	PYTHONPATH=.:scripts python scripts/plan_check.py
 
 ## make chaos        every role killed at random moments; writes docs/results/chaos.md
 chaos: install

@@ -1,7 +1,7 @@
 """The command line. Exit codes: 0 done, 1 a role failed, 2 bad input, 130 interrupted.
 
 `ledger` exits with 1 where a run broke its promise; `scale`, `pause`, `resume` and `stop`
-where the job refuses.
+where the job refuses; `plan` where the job does not fit.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from orchestrator.commands import (
     deploying,
     evaluating,
     job_files,
+    planning,
     reports,
     running,
     runs,
@@ -33,7 +34,7 @@ def version() -> None:
 
 
 COMMANDS = (
-    *(job_files.launch, job_files.validate),
+    *(job_files.launch, job_files.validate, planning.plan),
     *(running.status, running.scale, running.pause, running.resume, running.stop),
     *(runs.ledger, reports.report, reports.export, trace.trace),
     *(schema.schema, version),
