@@ -1,7 +1,8 @@
 """The command line. Exit codes: 0 done, 1 a role failed, 2 bad input, 130 interrupted.
 
 `ledger` exits with 1 where a run broke its promise; `scale`, `pause`, `resume` and `stop`
-where the job refuses.
+where the job refuses. With `--address`, a command runs on the head of a cluster and its exit code
+is that of the command there; 2 where the cluster cannot be asked.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import typer
 
 from orchestrator.commands import job_files, running, runs
+from orchestrator.commands.elsewhere import Command, anywhere
 from slipstream import __version__
 
 app = typer.Typer(
@@ -23,12 +25,12 @@ def version() -> None:
     print(__version__)
 
 
-COMMANDS = (
-    *(job_files.launch, job_files.validate),
+HERE: tuple[Command, ...] = (job_files.launch, job_files.validate, version)
+ANYWHERE: tuple[Command, ...] = (  # with --address: on the head of a cluster
     *(running.status, running.scale, running.pause, running.resume, running.stop),
-    *(runs.ledger, version),
+    *(runs.runs, runs.logs, runs.ledger),
 )
-for command in COMMANDS:
+for command in (*HERE, *map(anywhere, ANYWHERE)):
     app.command()(command)
 
 

@@ -7,6 +7,7 @@
     job.yaml          the job as resolved, presets and overrides included
     result.json       the figures of the newest launch, written at its end
     metrics.jsonl     every event of every role, one JSON object a line
+    log.txt           what the driver and the roles say; see `run_log.py`
     replay.sqlite     replay's journal
     stacks-*.txt      what every role did when the watchdog ended the job
     checkpoints/      the commits, and `latest`
@@ -23,6 +24,7 @@ from typing import Any, Self
 from ruamel.yaml import YAML
 
 from orchestrator import run_lease
+from orchestrator.run_log import RunLog
 from slipstream.config.job import JobConfig
 
 
@@ -33,6 +35,7 @@ class RunDir:
         self.path = path
         self.metrics_file = path / "metrics.jsonl"
         self._metrics = self.metrics_file.open("a", encoding="utf-8")
+        self.log = RunLog(path)
 
     @classmethod
     def open(cls, job: JobConfig, *, overwrite: bool) -> Self:
