@@ -67,7 +67,8 @@ def heard(write: Callable[[str, Sequence[str]], None]) -> Iterator[None]:
     names = _Names()
 
     def hear(said: Mapping[str, Any]) -> None:
-        write(names.of(said["pid"], said["ip"]), said["lines"])
+        if str(said["pid"]).isdigit():  # else it is Ray itself that speaks
+            write(names.of(int(said["pid"]), said["ip"]), said["lines"])
 
     roles_output.add_handler("slipstream", hear)
     try:
@@ -81,9 +82,9 @@ class _Names:
     """Which role a process is. Ray names only its class."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[Any, Any], str] = {}
+        self._known: dict[tuple[int, str], str] = {}
 
-    def of(self, pid: Any, ip: Any) -> str:
+    def of(self, pid: int, ip: str) -> str:
         if (pid, ip) not in self._known:
             with suppress(RayError, RuntimeError):
                 for actor in actors().values():

@@ -37,6 +37,7 @@ def main() -> None:
     for thread in threads:
         thread.join()
     _write(end(process.wait()))
+    sys.exit(process.returncode)
 
 
 def _pass_on(to: Stream, pipe: IO[str]) -> None:

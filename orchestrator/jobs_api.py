@@ -6,6 +6,7 @@ Each call has a deadline and carries the cluster's token; what fails is a Cluste
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -56,6 +57,7 @@ class Cluster:
         self.address = address
         # Ray takes these before what it is told.
         os.environ["RAY_API_SERVER_ADDRESS"] = address
+        logging.disable(logging.INFO)  # of what Ray's client does
         with self._in_words():
             self._client = _Client(address)
 
@@ -97,11 +99,6 @@ class Cluster:
         """Ask for SIGTERM, and later for SIGKILL; does not wait."""
         with self._in_words():
             self._client.stop_job(submission_id)
-
-    def forget(self, submission_id: str) -> None:
-        """Take a job that is over from the cluster's list."""
-        with self._in_words():
-            self._client.delete_job(submission_id)
 
     def log(self, submission_id: str) -> str:
         with self._in_words():

@@ -42,10 +42,15 @@ class RunLog:
 
     def write(self, role: str, lines: Sequence[str]) -> None:
         time_ = datetime.now(UTC).isoformat(timespec="milliseconds")
-        text = "".join(f"{time_} {role}{BAR}{line}\n" for line in lines)
+        text = "".join(f"{time_} {role}{BAR}{_shown(line)}\n" for line in lines)
         # On a full disk the log has a gap, and the job goes on.
         with self._lock, suppress(OSError), self._path.open("a", encoding="utf-8") as file:
             file.write(text)
+
+
+def _shown(line: str) -> str:
+    """What a terminal shows in the end: progress bars write over themselves."""
+    return line.rstrip("\r").rpartition("\r")[2]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +115,7 @@ def _of(file: IO[str], role: str | None) -> Iterator[Line]:
 def _opened(run_dir: Path) -> IO[str]:
     path = run_dir / FILE_NAME
     try:
-        return path.open(encoding="utf-8", errors="replace")
+        return path.open(encoding="utf-8", errors="replace", newline="\n")
     except FileNotFoundError:
         raise NoLog(f"{path} does not exist: no job has begun there") from None
     except OSError as error:

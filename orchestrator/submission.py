@@ -1,7 +1,7 @@
 """A job for a cluster elsewhere: handed over through its Jobs API, and followed to its end.
 
 here                                     the cluster's head
-job file's directory ── working_dir ──▶  slipstream launch FILE --address auto
+job file's directory ── working_dir ──▶  slipstream launch FILE --address its own
 Ctrl-C ───────────── stop, SIGTERM ───▶  commits, then ends
 the terminal ◀──────────── its log ────  exit code
 """
@@ -60,10 +60,10 @@ def submit(
 
 
 def entrypoint(file_name: str, overrides: Sequence[str], flags: Sequence[str]) -> str:
-    """The command on the head. Ray starts it where the parcel lies; relative run directories
-    begin at the home directory, because the parcel goes with the job."""
-    words = shlex.join(["--address", "auto", *flags, "--", *overrides])
-    launch = "exec python -m orchestrator.cli launch"
+    """The command on the head. Ray starts it where the parcel lies, and says where the cluster is;
+    relative run directories begin at the home directory, because the parcel goes with the job."""
+    launch = 'exec python -m orchestrator.cli launch --address "$RAY_ADDRESS"'
+    words = shlex.join([*flags, "--", *overrides])
     return f'parcel=$PWD && cd && {launch} "$parcel"/{shlex.quote(file_name)} {words}'
 
 
@@ -73,7 +73,9 @@ def metadata(job: JobConfig) -> dict[str, str]:
         "job_name": job.name,
         "name": job.name,
         "mode": job.mode,
-        "model": job.model.path,
+        "model": Path(job.model.path).name
+        if Path(job.model.path).is_absolute()
+        else job.model.path,
         "run_dir": str(job.run_dir),
     }
 

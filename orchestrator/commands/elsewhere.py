@@ -82,7 +82,6 @@ def run_there(address: str, arguments: Sequence[str]) -> int:
         except SlipstreamError:
             cluster.stop(submission_id)
             raise
-        cluster.forget(submission_id)
         if answer.exit_code is None:
             said = "\n".join([*answer.others, seen.message if seen.exit_code is None else ""])
             raise SlipstreamError(f"{address} could not run the command:\n{said.strip()}")
