@@ -7,4 +7,4 @@ What decides is pure: `health`, `evaluations`, `autoscale`, `run_state`, `watchd
 import os
 
 # Whoever reaches a Ray cluster can run code on it. Ray reads this when it is imported.
-os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ["RAY_AUTH_MODE"] = "token"

@@ -40,6 +40,7 @@ from orchestrator.run_dir import RunDir
 from orchestrator.run_lease import RunLease
 from orchestrator.run_state import RunState
 from orchestrator.status import State, Status, write_status
+from orchestrator.submission import metadata
 from orchestrator.trace import write_trace
 from orchestrator.watchdog import write_stacks
 from slipstream.config.job import JobConfig
@@ -67,21 +68,23 @@ def launch(
     with (
         Interrupts() as interrupts,
         Progress(console) as progress,
-        cluster.connected(
-            address, import_dirs(job_file.parent), metadata=cluster.metadata_of(job)
-        ) as context,
+        cluster.connected(address, import_dirs(job_file.parent), metadata(job)) as context,
         _leased(job, plan, job_file) as lease,
     ):
         interrupts.take()
         run_dir = RunDir.open(job, overwrite=overwrite)
         run_dir.add_launch(environment(job_file, resources=cluster.available()))
+        progress.log = run_dir.log.driver
         progress.note(f"{job.name}: mode {job.mode}, files in {run_dir.path}")
         if context.dashboard_url:
             progress.note(f"Ray dashboard: http://{context.dashboard_url}")
         checkpoints = run_dir.path / "checkpoints"
         commit = _taken(find(checkpoints), progress) if resume else None
         timeline = claim_timeline(checkpoints)
-        with Fleet.start(job, plan, run_dir.path, timeline=timeline, commit=commit) as fleet:
+        with (
+            cluster.heard(run_dir.log.write),
+            Fleet.start(job, plan, run_dir.path, timeline=timeline, commit=commit) as fleet,
+        ):
             state.timeline = timeline
             run = _Run(job, fleet, run_dir, lease, state, progress, interrupts)
             try:
@@ -92,6 +95,7 @@ def launch(
             except BaseException as error:
                 if lease.lost is None:
                     run.write_status("failed", str(error))
+                run_dir.log.driver(str(error) or type(error).__name__)
                 raise
             finally:
                 run_dir.close()

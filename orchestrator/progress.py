@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -21,6 +21,7 @@ class Progress:
     """Shows a run. `show` is cheap and may be called often; it paces plain lines itself."""
 
     def __init__(self, console: Console) -> None:
+        self.log: Callable[[str], None] = lambda _line: None  # hears what is shown, too
         self._console = console
         self._live = Live(console=console, transient=True, auto_refresh=False)
         self._next_plain_s = 0.0
@@ -37,18 +38,20 @@ class Progress:
 
     def note(self, message: str) -> None:
         """A line that stays."""
+        self.log(message)
         self._console.print(message, highlight=False, soft_wrap=True)
 
     def show(self, state: RunState) -> None:
         line = progress_line(state, time.time())
         if self._console.is_terminal:
             self._live.update(Text(line), refresh=True)
-            return
         due = time.monotonic() >= self._next_plain_s
         if line != self._last_line and (due or state.version == state.num_steps):
             self._last_line = line
             self._next_plain_s = time.monotonic() + PLAIN_LINE_EVERY_S
-            self._console.print(line, highlight=False, soft_wrap=True)
+            self.log(line)
+            if not self._console.is_terminal:
+                self._console.print(line, highlight=False, soft_wrap=True)
 
 
 def progress_line(state: RunState, now_s: float) -> str:

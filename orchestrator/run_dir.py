@@ -12,6 +12,7 @@
     tensorboard/      the curves, for TensorBoard
     trackers.json     the run's id at each tracker of `telemetry.trackers`
     trace.json        who did what when, for Perfetto; written at the end
+    log.txt           what the driver and the roles say; see `run_log.py`
     replay.sqlite     replay's journal
     stacks-*.txt      what every role did when the watchdog ended the job
     checkpoints/      the commits, and `latest`
@@ -31,6 +32,7 @@ from ruamel.yaml import YAML
 
 from orchestrator import run_lease
 from orchestrator.run_files import write_whole
+from orchestrator.run_log import RunLog
 from orchestrator.trackers.curves import Curves
 from orchestrator.trackers.feed import Feed, end_all
 from orchestrator.trackers.tracker import Tracker, open_tracker
@@ -53,6 +55,7 @@ class RunDir:
         self._curves = Curves()
         self._feeds = feeds
         self._events = events
+        self.log = RunLog(path)
 
     @classmethod
     def open(cls, job: JobConfig, *, overwrite: bool) -> Self:

@@ -128,8 +128,8 @@ class StatusReport:
         return [
             ("state", self.state),
             ("version", f"{status.version} of {status.num_steps}, timeline {status.timeline}"),
-            ("launched", f"{_duration(self._now_s - status.launched_at_s)} ago"),
-            ("written", f"{_duration(self.age_s)} ago"),
+            ("launched", f"{duration(self._now_s - status.launched_at_s)} ago"),
+            ("written", f"{duration(self.age_s)} ago"),
             ("driver", "none" if self.driver is None else str(self.driver)),
             ("replay", _replay(status.replay)),
             *([("message", status.message)] if status.message else []),
@@ -143,7 +143,7 @@ class StatusReport:
             table.add_row(
                 role.name,
                 role.state,
-                _duration(self._now_s - role.since_s),
+                duration(self._now_s - role.since_s),
                 "-" if role.version is None else str(role.version),
                 str(role.incarnation),
                 str(role.num_restarts),
@@ -154,10 +154,10 @@ class StatusReport:
 
     def _warnings(self) -> list[str]:
         if self.state == "gone":
-            last = f"it was {self.status.state} {_duration(self.age_s)} ago"
+            last = f"it was {self.status.state} {duration(self.age_s)} ago"
             return [f"The driver is gone without a word: {last}. Go on with --resume."]
         if self.driver is not None and self.age_s > LATE_AFTER_S:
-            return [f"The driver lives, and has written nothing for {_duration(self.age_s)}."]
+            return [f"The driver lives, and has written nothing for {duration(self.age_s)}."]
         return []
 
     @property
@@ -180,7 +180,7 @@ def _replay(stats: Mapping[str, Any]) -> str:
     return "; ".join([", ".join(counts), *waits]) if counts else "nothing is known yet"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     hours, rest = divmod(round(max(0.0, seconds)), 3600)
     minutes, rest = divmod(rest, 60)
     if hours:

@@ -6,15 +6,27 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, Protocol
 
 import typer
 from rich.console import Console, RenderableType
 
+from orchestrator.run_list import names
 from slipstream.errors import JobFileError, SlipstreamError
 
 UNWRAPPED = 10_000  # columns, where no terminal shows them
-Run = Annotated[str, typer.Argument(help="a run's directory, or its name in ./runs")]
+
+
+def complete_run(begun: str) -> list[str]:
+    """For the shell's completion: the runs in ./runs."""
+    return [name for name in names(Path("runs")) if name.startswith(begun)]
+
+
+Run = Annotated[
+    str,
+    typer.Argument(help="a run's directory, or its name in ./runs", autocompletion=complete_run),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
