@@ -23,7 +23,9 @@ from typing import Any, Self
 from ruamel.yaml import YAML
 
 from orchestrator import run_lease
+from orchestrator.run_files import outside
 from slipstream.config.job import JobConfig
+from slipstream.errors import SlipstreamError
 
 
 class RunDir:
@@ -38,8 +40,11 @@ class RunDir:
     def open(cls, job: JobConfig, *, overwrite: bool) -> Self:
         """Create or reopen the directory of `job`, which the caller holds (`run_lease.held`).
 
-        Whether it may be is the preflight's say.
+        Whether it may be is the preflight's say. Raises SlipstreamError where a link has come in
+        between that leads out of `checkpoint.dir`.
         """
+        if message := outside(job.checkpoint.dir, job.run_dir):
+            raise SlipstreamError(message)
         path = job.run_dir.resolve()
         if overwrite:
             _clear(path)
