@@ -121,10 +121,12 @@ def name_of(version: int, timeline: int) -> str:
 
 
 def steps(root: Path) -> list[Path]:
-    """The directories of whole commits, newest first: by timeline, then version."""
+    """The directories of whole commits, newest first: by timeline, then version. What a link leads
+    to is no commit of this run."""
     if not root.is_dir():
         return []
-    paths = [path for path in root.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
+    named = [path for path in root.iterdir() if _NAME.fullmatch(path.name)]
+    paths = [path for path in named if path.is_dir() and not path.is_symlink()]
     return sorted(paths, key=_age, reverse=True)
 
 

@@ -177,6 +177,7 @@ def prune(root: Path, keep_last: int, kept: Collection[Path] = ()) -> None:
 
 def point_at(root: Path, name: str) -> None:
     pointer = root / f".{LATEST}"
+    pointer.unlink(missing_ok=True)  # whatever a link may lead to
     pointer.write_text(name + "\n", encoding="utf-8")
     sync(pointer)
     fault_point("commit.pointer")

@@ -15,6 +15,7 @@ from typing import Any
 from learner.checkpoint import find
 from orchestrator import run_lease
 from orchestrator.plan import Plan
+from orchestrator.run_files import no_run, outside
 from orchestrator.trackers.tracker import is_installed
 from rollout_worker.rewards import build_reward
 from slipstream.config.compare import breaking_differences
@@ -168,6 +169,9 @@ def _run_dir(
     job: JobConfig, *, resume: bool, overwrite: bool, to_start: bool
 ) -> Iterator[tuple[str, str]]:
     run_dir = job.run_dir.resolve()
+    if message := outside(job.checkpoint.dir, job.run_dir):
+        yield "name", message
+        return
     if to_start and (message := run_lease.refusal(run_dir)):
         yield "name", message
         return
@@ -181,6 +185,8 @@ def _run_dir(
             f"{job.run_dir} exists; go on with --resume, start anew with --overwrite, or choose "
             "another name",
         )
+    if to_start and overwrite and (message := no_run(run_dir)):
+        yield "name", message
     if overwrite and Path(job.model.path).resolve().is_relative_to(run_dir):
         yield "model.path", f"lies in {job.run_dir}, which --overwrite deletes; choose another name"
     there = next(path for path in [run_dir, *run_dir.parents] if path.exists())

@@ -31,12 +31,13 @@ from typing import IO, Any, Self
 from ruamel.yaml import YAML
 
 from orchestrator import run_lease
-from orchestrator.run_files import write_whole
+from orchestrator.run_files import outside, write_whole
 from orchestrator.run_log import RunLog
 from orchestrator.trackers.curves import Curves
 from orchestrator.trackers.feed import Feed, end_all
 from orchestrator.trackers.tracker import Tracker, open_tracker
 from slipstream.config.job import JobConfig
+from slipstream.errors import SlipstreamError
 from slipstream.secrets import redact
 from slipstream.telemetry import EventLog
 
@@ -61,8 +62,11 @@ class RunDir:
     def open(cls, job: JobConfig, *, overwrite: bool) -> Self:
         """Create or reopen the directory of `job`, which the caller holds (`run_lease.held`).
 
-        Whether it may be is the preflight's say.
+        Whether it may be is the preflight's say. Raises SlipstreamError where a link has come in
+        between that leads out of `checkpoint.dir`.
         """
+        if message := outside(job.checkpoint.dir, job.run_dir):
+            raise SlipstreamError(message)
         path = job.run_dir.resolve()
         if overwrite:
             _clear(path)

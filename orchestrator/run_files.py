@@ -13,6 +13,8 @@ from typing import Any
 
 from slipstream.errors import SlipstreamError
 
+FILES_OF_A_RUN = ("job.yaml", "driver.json", "metrics.jsonl", "checkpoints")
+
 
 class NoRun(SlipstreamError):
     """There is no run of this name."""
@@ -24,6 +26,35 @@ def find_run(run: str) -> Path:
         if path.is_dir():
             return path
     raise NoRun(f"there is no run {run}: neither a directory here nor a name in ./runs")
+
+
+def outside(root: Path, run_dir: Path) -> str | None:
+    """Why `run_dir` does not lie in `root`, or None: it is a link, or its commits are.
+
+    `root` itself may be a link, to a larger disk say.
+    """
+    for path, real in (
+        (run_dir, root.resolve() / run_dir.name),
+        (run_dir / "checkpoints", run_dir.resolve() / "checkpoints"),
+    ):
+        if (leads_to := path.resolve()) != real:
+            return (
+                f"{path} is a link to {leads_to}; what a run writes and deletes stays in "
+                f"{root}: remove the link, or set checkpoint.dir"
+            )
+    return None
+
+
+def no_run(run_dir: Path) -> str | None:
+    """Why `run_dir` is not to be emptied, or None: it holds something, and no file of a run."""
+    if not run_dir.exists() or any((run_dir / name).exists() for name in FILES_OF_A_RUN):
+        return None
+    if run_dir.is_dir() and not any(run_dir.iterdir()):
+        return None
+    return (
+        f"{run_dir} is no run: it holds none of {', '.join(FILES_OF_A_RUN)}, so it is not emptied; "
+        "choose another name or checkpoint.dir"
+    )
 
 
 def write_whole(path: Path, content: Mapping[str, Any]) -> None:
