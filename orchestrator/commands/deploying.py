@@ -58,7 +58,7 @@ def render_kuberay(
     ] = None,
     ranks_per_pod: Annotated[int, typer.Option(min=1, help="learner ranks in one pod")] = 8,
 ) -> None:
-    """Write a RayJob for KubeRay (1.5 or later), with a ConfigMap that holds the job file."""
+    """Write a RayJob for KubeRay (1.5.1 or later), with a ConfigMap that holds the job file."""
     with reported():
         job = load_job(file, overrides)
         options = kuberay.Options(
