@@ -58,7 +58,7 @@ def render_kuberay(
     ] = None,
     ranks_per_pod: Annotated[int, typer.Option(min=1, help="learner ranks in one pod")] = 8,
 ) -> None:
-    """Write a RayJob for KubeRay (1.5 or later), with a ConfigMap that holds the job file."""
+    """Write a RayJob for KubeRay (1.5.1 or later), with a ConfigMap that holds the job file."""
     with reported():
         job = load_job(file, overrides)
         options = kuberay.Options(
@@ -70,7 +70,7 @@ def render_kuberay(
             queue=queue,
             spot=_pair("--spot", spot) if spot else None,
             secret=secret,
-            files=PurePosixPath(files) if files else None,
+            files=_absolute("--files", files) if files else None,
             ranks_per_pod=ranks_per_pod,
         )
         try:
@@ -149,6 +149,12 @@ def _pair(option: str, text: str) -> tuple[str, str]:
     if not key or not value:
         raise _bad(f"{option}: {text!r} is not of the form KEY=VALUE")
     return key, value
+
+
+def _absolute(option: str, path: Path) -> PurePosixPath:
+    if not path.is_absolute():
+        raise _bad(f"{option}: {path} is not absolute; pods have no directory to start from")
+    return PurePosixPath(path)
 
 
 def _bad(message: str) -> JobFileError:

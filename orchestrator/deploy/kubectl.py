@@ -74,64 +74,88 @@ class Kubectl:
 def scale(kubectl: Kubectl, ray_job: str, run: str, request: Scale) -> Answer:
     """Make room for what is asked, then ask the job, in its head's pod. Raises KubernetesError.
 
-    `run`: the run's directory in the pods, or its name where the RayJob was rendered by us.
+    `run`: the run's directory in the pods, where the RayJob was not rendered by us.
     """
     job = kubectl.get("rayjob", ray_job)
-    cluster_name = job.get("status", {}).get("rayClusterName")
-    if not cluster_name:
-        raise KubernetesError(f"RayJob {ray_job} has no cluster: it has not started, or has ended")
-    cluster = kubectl.get("raycluster", cluster_name)
     notes = job["metadata"].get("annotations", {})
-    wanted = _pods(request, notes, ray_job)
-    operations = [one for role, num in wanted.items() for one in patches(cluster, role, num)]
-    if operations:
-        kubectl.patch("raycluster", cluster_name, operations)
-    if operations and request.learner is not None:
-        _wait_for_pods(kubectl, cluster_name)
+    name = job.get("status", {}).get("rayClusterName")
+    if not name:
+        raise KubernetesError(f"RayJob {ray_job} has no cluster: it has not started, or has ended")
+    cluster = kubectl.get("raycluster", name)
     head = cluster.get("status", {}).get("head", {}).get("podName")
     if not head:
-        raise KubernetesError(f"RayCluster {cluster_name} has no head pod yet; ask again")
+        raise KubernetesError(f"RayCluster {name} has no head pod yet; ask again")
+    changes = [room(cluster, role, num) for role, num in _pods(request, notes, ray_job).items()]
+    if operations := [one for change in changes for one in change.operations]:
+        kubectl.patch("raycluster", name, operations)
+    if operations and request.learner is not None:
+        _wait_for_pods(kubectl, name)
     counts = [f"{role}={num}" for role, num in _counts(request).items()]
-    run_dir = notes.get(RUN_DIR_NOTE, run)
-    return kubectl.execute(head, "ray-head", ["slipstream", "scale", run_dir, *counts])
+    command = ["slipstream", "scale", notes.get(RUN_DIR_NOTE, run), *counts]
+    answer = kubectl.execute(head, "ray-head", command)
+    if operations and not answer.ok:
+        kubectl.patch("raycluster", name, [one for change in changes for one in change.undo])
+    return answer
 
 
-def patches(cluster: Mapping[str, Any], role: str, num: int) -> list[dict[str, Any]]:
-    """What makes room for `num` pods in the role's group of a RayCluster; none where there is.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """New and old numbers of one group of a RayCluster, by key."""
 
-    With the autoscaler, the job's own asking brings the workers' pods, up to `maxReplicas`. A
-    group of fixed size, as the learner's, changes as a whole. No pod of a worker is taken
-    away here, as nothing would say which: the autoscaler does, once it is idle.
+    index: int  # of the group
+    role: str
+    new: Mapping[str, int]
+    old: Mapping[str, int]
+
+    @property
+    def operations(self) -> list[dict[str, Any]]:
+        """As JSON patch, which fails where the groups have changed places."""
+        return self._set(self.new)
+
+    @property
+    def undo(self) -> list[dict[str, Any]]:
+        """But for `replicas`: fewer of them could take a pod from those at work."""
+        return self._set({key: value for key, value in self.old.items() if key != "replicas"})
+
+    def _set(self, values: Mapping[str, int]) -> list[dict[str, Any]]:
+        if not values:
+            return []
+        where = f"/spec/workerGroupSpecs/{self.index}"
+        test = {"op": "test", "path": f"{where}/groupName", "value": self.role}
+        sets = [{"op": "add", "path": f"{where}/{key}", "value": values[key]} for key in values]
+        return [test, *sets]
+
+
+def room(cluster: Mapping[str, Any], role: str, num: int) -> Room:
+    """What makes room for `num` pods in the role's group; nothing where there is.
+
+    With the autoscaler, what the job asks of Ray brings a worker's pod, up to `maxReplicas`, and
+    an idle pod goes, down to `minReplicas`. Without it `replicas` decides, and is never lowered:
+    nothing would say which pods are idle.
     """
     spec = cluster["spec"]
-    groups = [group["groupName"] for group in spec.get("workerGroupSpecs", ())]
-    if role not in groups:
+    names = [group["groupName"] for group in spec.get("workerGroupSpecs", ())]
+    if role not in names:
         raise KubernetesError(
             f"RayCluster {cluster['metadata']['name']} has no group {role!r}, but "
-            f"{', '.join(groups) or 'none'}; where devices are shared, the numbers stay"
+            f"{', '.join(names) or 'none'}; where devices are shared, the numbers stay"
         )
-    index = groups.index(role)
-    group = spec["workerGroupSpecs"][index]
-    low, high, now = (group.get(key, 0) for key in ("minReplicas", "maxReplicas", "replicas"))
-    changes: dict[str, int] = {}
-    if role == "learner":
-        changes = {"minReplicas": num, "maxReplicas": num, "replicas": num}
-    elif spec.get("enableInTreeAutoscaling"):
-        changes = {"maxReplicas": max(high, num), "minReplicas": min(low, num)}
-    else:
-        changes = {"maxReplicas": max(high, num), "replicas": max(now, num)}
-    changes = {key: value for key, value in changes.items() if group.get(key, 0) != value}
-    if not changes:
-        return []
-    where = f"/spec/workerGroupSpecs/{index}"
-    test = {"op": "test", "path": f"{where}/groupName", "value": role}
-    return [
-        test,
-        *(
-            {"op": "add", "path": f"{where}/{key}", "value": value}
-            for key, value in changes.items()
-        ),
-    ]
+    index = names.index(role)
+    old = {"minReplicas": 0, "maxReplicas": 0, "replicas": 0, **spec["workerGroupSpecs"][index]}
+    new = {
+        # The learner waits for nothing: its pods are there before it is asked.
+        "minReplicas": num if role == "learner" else min(old["minReplicas"], num),
+        "maxReplicas": max(old["maxReplicas"], num),
+    }
+    if not spec.get("enableInTreeAutoscaling"):
+        new["replicas"] = max(old["replicas"], num)
+    changed = [key for key, value in new.items() if old[key] != value]
+    return Room(
+        index=index,
+        role=role,
+        new={key: new[key] for key in changed},
+        old={key: old[key] for key in changed},
+    )
 
 
 def _counts(request: Scale) -> dict[str, int]:
@@ -157,8 +181,11 @@ def _wait_for_pods(kubectl: Kubectl, cluster_name: str) -> None:
     deadline_s = time.monotonic() + PODS_S
     while time.monotonic() < deadline_s:
         time.sleep(LOOK_EVERY_S)
-        status = kubectl.get("raycluster", cluster_name).get("status", {})
-        if status.get("readyWorkerReplicas", 0) >= status.get("desiredWorkerReplicas", 0):
+        cluster = kubectl.get("raycluster", cluster_name)
+        status = cluster.get("status", {})
+        is_seen = status.get("observedGeneration", 0) >= cluster["metadata"].get("generation", 0)
+        ready, desired = (status.get(f"{key}WorkerReplicas", 0) for key in ("ready", "desired"))
+        if is_seen and ready >= desired:
             return
     raise KubernetesError(
         f"RayCluster {cluster_name}: the new pods were not ready within {PODS_S:g} s; the job was "

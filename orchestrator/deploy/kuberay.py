@@ -51,8 +51,7 @@ class Options:
 
 def render(job: JobConfig, job_dir: Path, options: Options) -> tuple[list[Manifest], Portable]:
     """The manifests, and what they carry of the job. Raises ValueError."""
-    mount = _mount(job)
-    runs = mount / "runs" if mount == MOUNT else mount
+    mount, runs = _places(job)
     changes = {"checkpoint.dir": str(runs), **groups.placement_changes(job)}
     files = options.files or mount / "files"
     carried = portable(job, job_dir, files=files, changes=changes)
@@ -68,13 +67,16 @@ def render(job: JobConfig, job_dir: Path, options: Options) -> tuple[list[Manife
         "metadata": metadata,
         "data": {"job.yaml": carried.text, **carried.modules},
     }
-    return [config, _ray_job(job, options, metadata, mount, runs / job.name)], carried
+    about = {"name": job.name, "mode": job.mode, "model": carried.model}
+    ray_job = _ray_job(job, options, metadata, mount, runs / job.name)
+    ray_job["spec"]["metadata"] = about  # in Ray's dashboard
+    return [config, ray_job], carried
 
 
-def _mount(job: JobConfig) -> PurePosixPath:
-    """Where the volume is mounted."""
-    checkpoints = PurePosixPath(job.checkpoint.dir)
-    return checkpoints if checkpoints.is_absolute() else MOUNT
+def _places(job: JobConfig) -> tuple[PurePosixPath, PurePosixPath]:
+    """Where the volume is mounted, and `checkpoint.dir` on it."""
+    runs = PurePosixPath(job.checkpoint.dir)
+    return (runs, runs) if runs.is_absolute() else (MOUNT, MOUNT / "runs")
 
 
 def _ray_job(
@@ -105,7 +107,6 @@ def _ray_job(
         "spec": {
             "entrypoint": _entrypoint(run_dir),
             "submissionMode": "HTTPMode",  # by the operator itself: no further pod to secure
-            "metadata": {"name": job.name, "mode": job.mode, "model": job.model.path},
             "backoffLimit": RETRIES,
             "shutdownAfterJobFinishes": True,
             "ttlSecondsAfterFinished": TTL_S,

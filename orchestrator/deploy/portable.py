@@ -26,6 +26,7 @@ class Portable:
     """What the pods get of a job."""
 
     text: str  # the job file
+    model: str  # its path there, or its name on the hub
     modules: dict[str, str]  # beside it: the reward's file name and source
     needs: tuple[str, ...]  # paths that must be there in the pods, in the job's words
 
@@ -55,7 +56,7 @@ def portable(
             f"the job file and its reward are {num_bytes} bytes, and at most {MAX_BYTES} can go "
             "along; put the reward's module into the image"
         )
-    return Portable(text=text.getvalue(), modules=modules, needs=needs)
+    return Portable(text=text.getvalue(), model=raw["model"]["path"], modules=modules, needs=needs)
 
 
 def _anchor(raw: dict[str, Any], job_dir: Path, files: PurePosixPath) -> Iterator[str]:

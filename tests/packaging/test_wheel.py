@@ -55,3 +55,4 @@ def test_the_command_reads_a_job_without_the_heavy_libraries(elsewhere: Path) ->
     job = ROOT / "examples" / "arithmetic" / "buffered.yaml"
     assert "mode: buffered" in run(command, "launch", job, "--dry-run", cwd=elsewhere)
     assert "ok" in run(command, "validate", job, cwd=elsewhere)
+    assert "ray start" in run(command, "render", "slurm", job, cwd=elsewhere)

@@ -13,6 +13,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
+from orchestrator.deploy import kubectl
 
 KUBECTL = f"""#!{sys.executable}
 import json, os, sys
@@ -48,12 +49,24 @@ def fake(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def cluster(fake: Path, *, is_scaled: bool = True, roles: tuple[str, ...] = ()) -> None:
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kubectl, "LOOK_EVERY_S", 0.05)
+
+
+def cluster(
+    fake: Path,
+    *,
+    is_scaled: bool = True,
+    roles: tuple[str, ...] = (),
+    num_ready: int = 4,
+    num_seen: int = 2,
+) -> None:
     groups = [group("rollout", 0, 2, 4), group("learner", 2, 2, 2)]
     write(
         fake / "get-raycluster-train-x7",
         {
-            "metadata": {"name": "train-x7"},
+            "metadata": {"name": "train-x7", "generation": 2},
             "spec": {
                 "enableInTreeAutoscaling": is_scaled,
                 "workerGroupSpecs": [
@@ -62,7 +75,8 @@ def cluster(fake: Path, *, is_scaled: bool = True, roles: tuple[str, ...] = ()) 
             },
             "status": {
                 "head": {"podName": "train-x7-head-abc"},
-                "readyWorkerReplicas": 4,
+                "observedGeneration": num_seen,
+                "readyWorkerReplicas": num_ready,
                 "desiredWorkerReplicas": 4,
             },
         },
@@ -128,9 +142,41 @@ def test_without_it_no_pod_is_taken_from_a_worker(fake: Path) -> None:
 
 def test_ranks_share_pods_and_are_waited_for(fake: Path) -> None:
     assert scale(fake, "learner=9").exit_code == 0
-    # 9 ranks, 4 a pod: 3 pods, no more and no fewer.
-    assert patched(fake) == {f"learner.{key}eplicas": 3 for key in ("minR", "maxR", "r")}
+    # 9 ranks, 4 a pod: 3 pods.
+    assert patched(fake) == {"learner.minReplicas": 3, "learner.maxReplicas": 3}
     assert [call[0] for call in calls(fake)] == ["get", "get", "patch", "get", "exec"]
+
+
+def test_fewer_ranks_leave_idle_pods_to_the_autoscaler(fake: Path) -> None:
+    assert scale(fake, "learner=4").exit_code == 0
+    assert patched(fake) == {"learner.minReplicas": 1}
+
+
+def test_pods_that_do_not_come_are_said_and_the_job_is_not_asked(
+    fake: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster(fake, num_ready=3)
+    monkeypatch.setattr(kubectl, "PODS_S", 0.3)
+    done = scale(fake, "learner=9")
+    assert done.exit_code == 2
+    assert "the new pods were not ready within 0.3 s; the job was not asked" in done.stderr
+    assert "exec" not in [call[0] for call in calls(fake)]
+
+
+def test_what_kubernetes_has_not_seen_yet_is_not_ready(
+    fake: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster(fake, num_ready=4, num_seen=1)
+    monkeypatch.setattr(kubectl, "PODS_S", 0.3)
+    assert "not ready" in scale(fake, "learner=9").stderr
+
+
+def test_a_refusal_takes_the_room_back(fake: Path) -> None:
+    (fake / "exec.error").write_text("slipstream: the learner has done all its steps")
+    done = scale(fake, "learner=9", "rollout=3")
+    assert done.exit_code == 1
+    assert "done all its steps" in done.stderr
+    assert patched(fake) == {"learner.minReplicas": 2, "learner.maxReplicas": 2}
 
 
 def test_every_call_has_a_deadline_and_the_namespace(fake: Path) -> None:

@@ -176,7 +176,7 @@ def test_the_job_file_in_the_pods_is_a_job_file(tmp_path: Path) -> None:
         assert job.learner.learning_rate == before.learner.learning_rate
         assert str(job.run_dir) == f"/slipstream/runs/{job.name}"
         assert f"{job.run_dir}/checkpoints/latest" in ray_job["spec"]["entrypoint"]
-        assert str(ROOT) not in config["data"]["job.yaml"]
+        assert str(ROOT) not in to_yaml([config, ray_job])
         assert job.model.path in ("/opt/files/base_model", "/opt/files/model")
 
 
