@@ -29,7 +29,7 @@ from tests.helpers.shapes import QWEN2_5_7B, gpu_job
 SHAPE = shape_of(QWEN2_5_7B, "config.json")
 H100 = GPUS["H100"]
 PARTS = Parts(
-    generation=Generation(concurrency=8, alone_s=5.0, flow_s=4.0, longest_s=4.5),
+    generation=Generation(concurrency=8, alone_s=5.0, flow_s=4.0),
     training_s=3.0,
     handover=Handover(num_bytes=0, publish_s=0.25, wire_s=0.5, adopt_s=0.5),
     host_s=1.0,
@@ -49,8 +49,8 @@ def estimate_of(job: JobConfig, answer_tokens: float = 800.0, gpu: str = "H100")
     [
         ("sync", 0, None, 10.0, "the sum of all parts"),  # 5 + 3.25 + 0.5 + 0.5 + 0.75
         ("split", 1, None, 5.0, "the way of a batch"),  # 10 / 2
-        ("buffered", 1, None, 4.75, "the way of a batch"),  # (4.5 + 5) / 2
-        ("buffered", 3, None, 4.5, "rollout"),  # 4 + 0.5; the way is 9.5 / 4
+        ("buffered", 1, None, 5.0, "the way of a batch"),  # the bound is the same
+        ("buffered", 3, None, 4.5, "rollout"),  # 4 + 0.5; the way is 10 / 4
         ("buffered", 3, 2, 4.5, "rollout"),  # two cores have 4.5 + 3.25 + 1 to do
         ("buffered", 3, 1, 8.75, "the cores"),
     ],
@@ -156,7 +156,7 @@ def test_longer_answers_never_take_less_time(answer: float, more: float, slots: 
 def test_decoupled_modes_are_never_slower_than_turns(
     alone: float, training: float, staleness: int
 ) -> None:
-    generation = Generation(concurrency=1, alone_s=alone, flow_s=alone / 2, longest_s=alone)
+    generation = Generation(concurrency=1, alone_s=alone, flow_s=alone / 2)
     handover = Handover(num_bytes=0, publish_s=0.1, wire_s=0.1, adopt_s=0.1)
     parts = Parts(
         generation=generation, training_s=training, handover=handover, host_s=0, between_s=0.1
