@@ -176,7 +176,7 @@ def estimate(
         generation=generation_of(job, shape, work, rollout, most_sequences=most),
         training_s=training_s(job, shape, work, learner),
         handover=handover_of(job, shape, learner, rollout, across_nodes=False),
-        host_s=learner.costs.group_s * work.num_groups,
+        host_s=learner.costs.group_s * work.num_groups + learner.costs.version_s,
         between_s=learner.costs.handover_s,
     )
     far = handover_of(job, shape, learner, rollout, across_nodes=True)
