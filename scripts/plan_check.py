@@ -23,7 +23,8 @@ from results import ROOT, signature, table, write
 from two_nodes import two_nodes
 
 from orchestrator.commands.planning import machine_of, prompts_of
-from orchestrator.estimate.report import Estimate, Machine, Mean, estimate
+from orchestrator.estimate.assemble import estimate
+from orchestrator.estimate.report import Estimate, Machine, Mean
 from orchestrator.estimate.shape import read_shape
 from slipstream.config.job import JobConfig
 from slipstream.config.load import load_job
