@@ -67,7 +67,7 @@ CASES = (
 def main() -> None:
     overrides = sys.argv[1:]
     if not (ROOT / LONG_MODEL).is_dir():
-        make = ["python", "scripts/bench/longtail.py", LONG_MODEL]
+        make = [sys.executable, "scripts/bench/longtail.py", LONG_MODEL]
         subprocess.run(make, cwd=ROOT, check=True)
     figures = {case.name: check(case, overrides) for case in CASES}
     write("plan", page(figures, overrides), figures)
