@@ -44,6 +44,11 @@ class Case:
     file: str
     overrides: tuple[str, ...] = ()
 
+    @property
+    def run(self) -> str:
+        """The name of its run."""
+        return "plan-" + self.name.replace(", ", "-").replace(" ", "-")
+
 
 def example(mode: str, *overrides: str, name: str = "") -> Case:
     file = f"examples/arithmetic/{mode}.yaml"
@@ -76,12 +81,13 @@ def main() -> None:
 def check(case: Case, overrides: list[str]) -> dict[str, Any]:
     """The machine measured, the run, and the prediction for the lengths that it had."""
     given = [f"learner.num_steps={NUM_STEPS}", *QUIET, *case.overrides, *overrides]
-    given += ["name=plan-check"]
+    given += [f"name={case.run}"]
     print(f"--- {case.name}", flush=True)
     job = load_job(ROOT / case.file, given)
     machine = machine_of(job, read_shape(job.model.path), None)
     launch(case.file, given, in_two_nodes=job.mode == "multinode")
-    steps = steps_of(ROOT / "runs" / "plan-check")
+    run_dir = ROOT / "runs" / case.run
+    steps = steps_of(run_dir)
     found = predicted(job, machine, steps)
     seconds = [b["time_s"] - a["time_s"] for a, b in pairwise(steps)]
     # What roles say of their work is without the waiting: where a prediction errs can be seen.
@@ -93,7 +99,7 @@ def check(case: Case, overrides: list[str]) -> dict[str, Any]:
         "ratio": found.step_s / statistics.mean(seconds),
         "num_steps": len(seconds),
         "answer_tokens": found.answer.tokens,
-        "measured_parts_s": parts | rollout_parts(ROOT / "runs" / "plan-check", steps),
+        "measured_parts_s": parts | rollout_parts(run_dir, steps),
         "plan": {key: found.as_json()[key] for key in ("parts_s", "modes", "work")},
         "core": {
             "flops": machine.learner.flops,
