@@ -3,8 +3,9 @@
     python scripts/plan_check.py [KEY=VALUE ...]    overrides for all, e.g. learner.num_steps=30
 
 The four modes of the arithmetic example, then two other settings, which show that it is no fit to
-one point: fewer prompts a step, and long answers of another model. Before each run the machine is
-measured as `slipstream plan` does; the mean length of answers, which it cannot know, is the run's.
+one point: fewer prompts a step, and long answers of another model. Before and after each run a core
+is measured as `slipstream plan` does; the mean length of answers, which it cannot know, is the
+run's.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from results import ROOT, signature, table, write
 from two_nodes import two_nodes
 
 from orchestrator.commands.planning import machine_of, prompts_of
-from orchestrator.estimate.report import Estimate, Machine, Mean, estimate
+from orchestrator.estimate.assemble import estimate
+from orchestrator.estimate.report import Estimate, Machine, Mean
 from orchestrator.estimate.shape import read_shape
 from slipstream.config.job import JobConfig
 from slipstream.config.load import load_job
@@ -42,6 +44,11 @@ class Case:
     name: str
     file: str
     overrides: tuple[str, ...] = ()
+
+    @property
+    def run(self) -> str:
+        """The name of its run."""
+        return "plan-" + self.name.replace(", ", "-").replace(" ", "-")
 
 
 def example(mode: str, *overrides: str, name: str = "") -> Case:
@@ -66,7 +73,7 @@ CASES = (
 def main() -> None:
     overrides = sys.argv[1:]
     if not (ROOT / LONG_MODEL).is_dir():
-        make = ["python", "scripts/bench/longtail.py", LONG_MODEL]
+        make = [sys.executable, "scripts/bench/longtail.py", LONG_MODEL]
         subprocess.run(make, cwd=ROOT, check=True)
     figures = {case.name: check(case, overrides) for case in CASES}
     write("plan", page(figures, overrides), figures)
@@ -75,29 +82,32 @@ def main() -> None:
 def check(case: Case, overrides: list[str]) -> dict[str, Any]:
     """The machine measured, the run, and the prediction for the lengths that it had."""
     given = [f"learner.num_steps={NUM_STEPS}", *QUIET, *case.overrides, *overrides]
-    given += ["name=plan-check"]
+    given += [f"name={case.run}"]
     print(f"--- {case.name}", flush=True)
     job = load_job(ROOT / case.file, given)
-    machine = machine_of(job, read_shape(job.model.path), None)
+    before = machine_of(job, read_shape(job.model.path), None)
     launch(case.file, given, in_two_nodes=job.mode == "multinode")
-    steps = steps_of(ROOT / "runs" / "plan-check")
-    found = predicted(job, machine, steps)
+    run_dir = ROOT / "runs" / case.run
+    steps = steps_of(run_dir)
+    after = machine_of(job, read_shape(job.model.path), None)
+    both = [predicted(job, machine, steps) for machine in (before, after)]
+    step_s, found = statistics.mean(one.step_s for one in both), both[0]
     seconds = [b["time_s"] - a["time_s"] for a, b in pairwise(steps)]
     # What roles say of their work is without the waiting: where a prediction errs can be seen.
     parts = {name: mean_of(steps, name) for name in ("train", "publish", "wait")}
     return {
-        "predicted_s": found.step_s,
+        "predicted_s": step_s,
         "measured_s": statistics.mean(seconds),
         "median_s": statistics.median(seconds),
-        "ratio": found.step_s / statistics.mean(seconds),
+        "ratio": step_s / statistics.mean(seconds),
         "num_steps": len(seconds),
         "answer_tokens": found.answer.tokens,
-        "measured_parts_s": parts | rollout_parts(ROOT / "runs" / "plan-check", steps),
+        "measured_parts_s": parts | rollout_parts(run_dir, steps),
         "plan": {key: found.as_json()[key] for key in ("parts_s", "modes", "work")},
-        "core": {
-            "flops": machine.learner.flops,
-            "python_slower": machine.learner.slower,
-        },
+        "cores": [
+            {"flops": machine.learner.flops, "python_slower": machine.learner.slower}
+            for machine in (before, after)
+        ],
     }
 
 
@@ -155,8 +165,9 @@ def page(figures: dict[str, dict[str, Any]], overrides: list[str]) -> str:
             "",
             signature(" ".join(["make plan", *overrides])),
             "Each run was predicted by `slipstream plan` from the job file and a measurement of "
-            "one core just before it; the mean length of answers is the run's own. Measured is the "
-            "mean over the steps after the first ones. Generation is the engine's time a step, "
+            "one core just before and after it (the mean of both); the mean length of answers is "
+            "the run's. Measured is the mean over the steps after the first ones. Generation is "
+            "the engine's time a step, "
             "training the learner's, both with whatever else used the cores.",
             "",
             table(head, [row(name, figure) for name, figure in figures.items()]),

@@ -10,9 +10,10 @@ from typing import Annotated
 import typer
 
 from orchestrator.commands.common import AsJson, print_report, refused, reported
+from orchestrator.estimate.assemble import estimate
 from orchestrator.estimate.devices import GPUS, Device, core_of, gpu_named
 from orchestrator.estimate.probe import measure
-from orchestrator.estimate.report import Machine, Mean, estimate
+from orchestrator.estimate.report import Machine, Mean
 from orchestrator.estimate.shape import ModelShape, read_shape
 from replay.render import renderer
 from replay.sources import open_source

@@ -6,7 +6,8 @@
     memory     what each rank and each engine holds, what to change where it does not fit
     speed      seconds of generating, training and handing weights over, for one step
     modes      the step time of each mode, and the balance between the roles
-    report     the table and the JSON
+    assemble   all of it for one job
+    report     the tables and the JSON
 
 Where a job's actors are placed is another matter (`orchestrator.plan`). The formulas and their
 sources are in docs/plan.md.

@@ -33,7 +33,8 @@ class Costs:
     update_s: float  # of one learner step: making tensors, advantages, the optimizer's calls
     publish_s: float  # of one version, on the learner's side
     adopt_s: float  # of one version, on an engine's side
-    group_s: float  # of what replay and the roles' processes do for one group, on the host
+    group_s: float  # of what replay and the processes beside the roles do for one group
+    version_s: float  # and for one version: Ray, the weight board, the driver
     handover_s: float  # from one role to the other and back, once a step
 
 
@@ -78,6 +79,7 @@ GPU_COSTS = Costs(
     publish_s=0.1,
     adopt_s=0.2,
     group_s=0.0,
+    version_s=0.0,
     handover_s=0.05,
 )
 
@@ -136,15 +138,16 @@ CORE_COSTS = Costs(
     link_share=1.0,
     causal_share=0.5,
     engine_step_s=4e-4,
-    layer_s=7e-4,
+    layer_s=8.5e-4,
     token_s=3e-5,
     request_s=1.2e-4,
     microbatch_s=5e-3,
     update_s=8e-3,
     publish_s=0.02,
     adopt_s=0.028,
-    group_s=3e-3,
-    handover_s=0.06,
+    group_s=3.5e-3,
+    version_s=0.08,
+    handover_s=0.065,
 )
 
 

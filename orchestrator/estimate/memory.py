@@ -178,9 +178,11 @@ def advice_for_rank(job: JobConfig, memory: Memory) -> list[str]:
     if learner.max_tokens_per_microbatch > longest:
         half = max(longest, learner.max_tokens_per_microbatch // 2)
         advice.append(f"learner.max_tokens_per_microbatch={half}")
+    if not learner.gpus_per_rank:  # ranks of one machine share its memory
+        return [*advice, "a smaller model, or a machine with more memory"]
     if learner.num_ranks > 1 and learner.zero_stage < 3:
         advice.append("learner.zero_stage=3")
-    if learner.gpus_per_rank and job.model.dtype == "float32":
+    if job.model.dtype == "float32":
         advice.append("model.dtype=bfloat16 with learner.zero_stage=1 or above")
     advice.append(f"learner.num_ranks={2 * learner.num_ranks} with learner.zero_stage=3")
     if most == "activations":  # no number of ranks makes a microbatch smaller

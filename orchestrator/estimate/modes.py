@@ -37,7 +37,6 @@ class ModeTime:
 def mode_time(mode: Mode, parts: Parts, *, max_staleness: int, num_cores: int | None) -> ModeTime:
     """`num_cores`: that engines and ranks share with all else, None on GPUs."""
     generation, handover = parts.generation, parts.handover
-    waits_for_s = generation.longest_s if mode in ("buffered", "multinode") else generation.alone_s
     learner_s = parts.training_s + handover.publish_s
     engines_s = generation.flow_s + handover.adopt_s
     way_s = parts.between_s + learner_s + handover.wire_s + handover.adopt_s
@@ -47,7 +46,7 @@ def mode_time(mode: Mode, parts: Parts, *, max_staleness: int, num_cores: int | 
     bounds = {
         "rollout": engines_s,
         "learner": learner_s,
-        "the way of a batch": (max(waits_for_s, generation.flow_s) + way_s) / (max_staleness + 1),
+        "the way of a batch": (generation.alone_s + way_s) / (max_staleness + 1),
     }
     if num_cores is not None:
         bounds["the cores"] = (engines_s + learner_s + parts.host_s) / num_cores

@@ -22,7 +22,6 @@ class Generation:
     concurrency: float  # answers decoded at once by one engine
     alone_s: float  # from nothing to the last answer: the longest ones are waited for
     flow_s: float  # where the next batch's answers fill the slots that come free
-    longest_s: float  # of the longest answer alone, beside a full engine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +74,6 @@ def generation_of(
         concurrency=concurrency,
         alone_s=begin_s + steps * decoding_s(answers * work.answer_tokens / steps),
         flow_s=begin_s + flow_steps * decoding_s(concurrency),
-        longest_s=work.longest_answer * decoding_s(concurrency),
     )
 
 

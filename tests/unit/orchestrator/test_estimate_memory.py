@@ -145,6 +145,13 @@ def test_a_large_microbatch_is_cut_before_ranks_are_added() -> None:
     assert "num_ranks" in advice[-1]
 
 
+def test_ranks_of_one_machine_share_its_memory() -> None:
+    job = make_job()
+    memory = rank_memory(job, SHAPE, work(job, answer=4), device_bytes=24e9, is_gpu=False)
+    assert not memory.fits
+    assert advice_for_rank(job, memory)[-1] == "a smaller model, or a machine with more memory"
+
+
 def test_an_engine_too_small_for_the_model_is_widened() -> None:
     job = gpu_job()
     memory, cache = engine_memory(job, SHAPE, work(job), device_bytes=GPUS["A10"].memory_bytes)
