@@ -77,11 +77,6 @@ class Adoption:
             self._update = self._receiver.poll(self.held)
         return self._update is not None or not self._transfers.empty()
 
-    @property
-    def begins_timeline(self) -> bool:
-        """Whether what is due is of a run that went back, so that the weights held are void."""
-        return self._update is not None and self._update.timeline > self.held[0]
-
     def adopt(self) -> None:
         """Carry out what is due. Raises ProbeMismatch, DeadlineExceeded, UpdateTorn."""
         start_s = time.perf_counter()

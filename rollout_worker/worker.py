@@ -183,12 +183,8 @@ class RolloutWorker:
         return self._adoption.request(call, payload)
 
     def _adopt_newer(self) -> bool:
-        if not self._adoption.due:
-            return False
-        if self._evaluator.generating:
-            if not self._adoption.begins_timeline:
-                return False  # an evaluation is of one version
-            self._evaluator.drop()  # the run went back, and waits for this worker
+        if self._evaluator.generating or not self._adoption.due:
+            return False  # an evaluation is of one version
         before = self._adoption.held
         with self._busy.phase("adopt"):
             self._adoption.adopt()
@@ -239,6 +235,8 @@ class RolloutWorker:
         drop_at_s = time.monotonic() + self._job.replay.lease_timeout_s
         self._forget(reply.revoked)
         self._nothing_to_lease = not reply.leases
+        if reply.timeline > self._adoption.held[0] and self._evaluator.generating:
+            self._evaluator.drop()  # the run went back, and may wait for this worker
         self._waiting.extend((lease, drop_at_s) for lease in reply.leases)
         # With newer weights than replay knows of, this worker has had its part of the turn.
         same_weights = (reply.timeline, reply.version) == self._adoption.held
@@ -268,9 +266,13 @@ class RolloutWorker:
         return [*self._open, *(lease.lease_id for lease in (*put, *waiting))]
 
     def _num_free_groups(self) -> int:
-        slots = self._job.rollout.num_slots - self._engine.num_running
+        """Beside the share of an evaluation. What that has taken beyond it comes free by itself."""
+        num_for_eval = self._evaluator.num_running
+        slots = self._job.rollout.num_slots - (self._engine.num_running - num_for_eval)
         if self._evaluator.wants_slots:
-            slots -= max(0, self._num_eval_slots - self._evaluator.num_running)
+            slots -= self._num_eval_slots
+        else:
+            slots -= min(num_for_eval, self._num_eval_slots)
         return slots // self._num_answers - len(self._waiting)
 
     def _num_free_for_evaluation(self) -> int:

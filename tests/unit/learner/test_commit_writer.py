@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from learner import checkpoint, commit_files
+from learner import best, checkpoint, commit_files
+from learner.best import Best
 from learner.commit_files import Write
 from learner.commit_writer import CommitWriter
 from slipstream.config.compare import job_hash
@@ -34,11 +35,14 @@ class World:
             checkpoint=config, learner={"num_ranks": num_ranks, "step_timeout_s": 1}
         )
         self.answers: list[bool] = []
-        self.writer = CommitWriter(
+        self.writer = self.make_writer()
+
+    def make_writer(self) -> CommitWriter:
+        return CommitWriter(
             self.job,
-            root,
+            self.root,
             timeline=1,
-            rank=rank,
+            rank=self.rank,
             copy=self.copy,
             rank_0_says=self.rank_0_says,
             events=self.events,
@@ -219,3 +223,22 @@ def test_torch_says_why_it_could_not_write(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "learner/state-0: File too large" in done.stdout
+
+
+def test_what_is_evaluated_is_committed_and_the_best_outlives_newer_ones(tmp_path: Path) -> None:
+    world = World(tmp_path, keep_best="greedy_accuracy", every_steps=0, keep_last=1)
+    data = world.job.data.model_copy(update={"eval_every_steps": 5})
+    world.job = world.job.model_copy(update={"data": data})
+    world.writer = world.make_writer()
+    assert [version for version in range(1, 12) if world.writer.due(version)] == [5, 10]
+    best.write_undecided(tmp_path, (), seen=30)
+    for version in (5, 10, 15):
+        world.writer.start(version, ReplaySnapshot(state={"version": version}, groups={}))
+        world.writer.wait()
+        if version == 10:
+            name = checkpoint.name_of(10, 1)
+            found = Best(commit=name, version=10, set="eval", metric="greedy_accuracy", value=0.5)
+            best.write_best(tmp_path, found)
+    assert [checkpoint.version_of(path) for path in checkpoint.steps(tmp_path)] == [15, 10]
+    world.writer.wait()
+    assert checkpoint.find(tmp_path).required().version == 15

@@ -61,6 +61,18 @@ def test_another_one_is_asked_when_the_one_that_was_is_gone() -> None:
     assert workers.asked == [(3, "a"), (3, "b")]
 
 
+def test_what_will_never_be_is_forgotten_and_the_last_version_is_evaluated() -> None:
+    workers = Workers("a")
+    evaluations = Evaluations(workers.ask)
+    evaluations.want(10)  # in advance
+    evaluations.tick(workers.present)
+    evaluations.forget_after(7)  # where the job was stopped
+    assert evaluations.is_done
+    evaluations.want(7)
+    evaluations.tick(workers.present)
+    assert workers.asked == [(10, "a"), (7, "a")]
+
+
 def test_nobody_can_be_asked_for_a_while() -> None:
     workers = Workers()
     evaluations = Evaluations(workers.ask)

@@ -32,6 +32,26 @@ def state() -> RunState:
     return state
 
 
+def test_each_held_out_set_has_its_rows_and_the_best_commit_one() -> None:
+    folded = RunState(num_steps=20)
+    for version, share in ((0, 0.25), (10, 0.5)):
+        for name in ("eval", "hard"):
+            figures = {"greedy_accuracy": share, "sampled_reward": share, "num_prompts": 8}
+            event = {"kind": "eval", "timeline": 0, "version": version, "set": name}
+            folded.fold({**event, **figures, "pass_at": {1: share, 4: 2 * share}})
+    best = {"version": 10, "set": "hard", "metric": "greedy_accuracy", "value": 0.5, "path": "p"}
+    folded.fold({"kind": "best", **best})
+    rows = dict(closing_rows(folded, 1.0))
+    assert rows["held-out hard pass@4"].startswith("50.0% -> 100.0%  (+50.0 points")
+    assert rows["held-out accuracy (greedy)"].startswith("25.0% -> 50.0%")
+    assert "held-out pass@1" not in rows
+    assert rows["best commit"] == "version 10, greedy_accuracy 0.500 on hard: p"
+    assert [event["set"] for event in folded.result(1.0)["evals"]] == ["eval", "eval"]
+    assert list(folded.result(1.0)["evals_by_set"]) == ["eval", "hard"]
+    folded.fold({"kind": "went_back", "timeline": 1, "version": 5, "time_s": 1.0})
+    assert folded.best is None
+
+
 def test_what_was_measured_of_weights_that_are_gone_does_not_count() -> None:
     folded = RunState(num_steps=20)
     for version in (5, 10):

@@ -37,6 +37,27 @@ def test_leases_follow_the_stream_and_name_version_and_deadline(play: Play) -> N
     assert (reply.yield_device, reply.stop) == (False, None)
 
 
+def test_a_worker_that_keeps_its_weights_gets_nothing_that_needs_newer_ones(play: Play) -> None:
+    game = play(max_staleness=1)
+    game.put(*game.lease(2).values())
+    game.step()
+    held = [lease.lease_id for lease in game.lease(3).values()]
+    assert len(held) == 3  # of version 1
+    reply = game.buffer.lease("w0", 0, 1, 0.0, held=held, pinned=(0, 0))
+    assert (reply.leases, list(reply.revoked)) == ((), held)
+    assert game.buffer.stats()["reissues"] == {"pinned": 3}
+    assert list(game.lease(4, worker="w1")) == [2, 3, 4, 5], "others get them"
+    assert game.buffer.lease("w0", 0, 1, 0.0, pinned=(0, 1)).leases == ()  # no room
+
+
+def test_a_worker_that_keeps_the_newest_weights_gets_prompts(play: Play) -> None:
+    game = play(max_staleness=1)
+    leases = game.buffer.lease("w0", 0, 2, 0.0, pinned=(0, 0)).leases
+    held = [lease.lease_id for lease in leases]
+    assert len(game.buffer.lease("w0", 0, 1, 0.0, held=held, pinned=(0, 0)).leases) == 1
+    assert game.buffer.stats()["reissues"] == {}
+
+
 @pytest.mark.parametrize(("max_staleness", "admitted"), [(0, 2), (1, 4), (3, 8)])
 def test_admission_is_bound_plus_one_batches(play: Play, max_staleness: int, admitted: int) -> None:
     game = play(max_staleness=max_staleness)

@@ -126,6 +126,15 @@ class BufferMachine(RuleBasedStateMachine):
     def lease(self, index: int, num_groups: int) -> None:
         self._lease(self.workers[index % len(self.workers)], num_groups)
 
+    @rule(index=st.integers(0, 1), num_groups=st.integers(0, 4), behind=st.integers(0, 2))
+    def lease_to_one_that_keeps_its_weights(self, index: int, num_groups: int, behind: int) -> None:
+        worker = self.workers[index % len(self.workers)]
+        pinned = self.buffer.version - behind
+        newer = {i for i in self._held(worker) if self.live[i].min_version > pinned}
+        leases = self._lease(worker, num_groups, pinned=(self.buffer.state.timeline, pinned))
+        assert not (behind and leases)
+        assert newer.isdisjoint(self.buffer.state.running)
+
     @rule(data=st.data(), rewards=st.sampled_from([(0, 1), (0, 1), (0, 2), (1, 1)]))
     def put(self, data: st.DataObject, rewards: tuple[float, float]) -> None:
         if not self.granted:
@@ -377,7 +386,14 @@ class BufferMachine(RuleBasedStateMachine):
     def _held(self, worker: str) -> list[int]:
         return [lease_id for lease_id, lease in self.live.items() if lease.worker == worker]
 
-    def _lease(self, worker: str, num_groups: int, *, yielded: bool = False) -> list[Lease]:
+    def _lease(
+        self,
+        worker: str,
+        num_groups: int,
+        *,
+        yielded: bool = False,
+        pinned: tuple[int, int] | None = None,
+    ) -> list[Lease]:
         reply = self.buffer.lease(
             worker,
             self.incarnations[worker],
@@ -385,7 +401,10 @@ class BufferMachine(RuleBasedStateMachine):
             self.now_s,
             held=self._held(worker),
             yielded_version=self.buffer.version if yielded else None,
+            pinned=pinned,
         )
+        for lease_id in reply.revoked if pinned is not None else ():
+            assert self.live.pop(lease_id).prompt.ordinal in self.buffer.state.ledger.pending
         assert len(reply.leases) <= (0 if self.paused else num_groups)
         ordinals = [lease.prompt.ordinal for lease in reply.leases]
         assert ordinals == sorted(ordinals)

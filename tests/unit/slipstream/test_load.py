@@ -70,6 +70,16 @@ def test_paths_start_at_the_file(tmp_path: Path) -> None:
     assert load_job(write(tmp_path, GOOD)).model.path == "some/model", "a name on the hub"
 
 
+def test_held_out_sets_have_names_and_paths_of_the_file(tmp_path: Path) -> None:
+    more = "  eval_sets: {hard: {kind: jsonl, path: hard.jsonl}}\n  eval: {kind: jsonl, path: a}\n"
+    job = load_job(write(tmp_path, GOOD.replace("reward:\n", f"{more}reward:\n")))
+    found = {name: source.path for name, source in job.data.held_out.items()}  # type: ignore[union-attr]
+    assert list(found.items()) == [("eval", tmp_path / "a"), ("hard", tmp_path / "hard.jsonl")]
+    assert job.best_set is None
+    kept = load_job(tmp_path / "job.yaml", ["checkpoint.keep_best=greedy_accuracy"])
+    assert kept.best_set == "eval"
+
+
 @pytest.mark.parametrize(
     ("mode", "colocate", "max_staleness", "whole_batches"),
     [
@@ -319,6 +329,37 @@ BROKEN: list[tuple[str, str, str, list[str]]] = [
         "mode: buffered",
         "mode: buffered\nmode: sync",
         ["job.yaml:3:1", "written twice"],
+    ),
+    (
+        "pass@k of too few answers",
+        "reward:",
+        "eval:\n  pass_at: [1, 8]\nreward:",
+        ["job.yaml:10:3", "pass@8", "eval.num_samples"],
+    ),
+    (
+        "the best of nothing",
+        "reward:",
+        "checkpoint: {keep_best: greedy_reward}\nreward:",
+        ["job.yaml:9:14", "no held-out set", "data.eval"],
+    ),
+    (
+        "the best of a set that is not there",
+        "reward:",
+        "  eval: {kind: jsonl, path: a}\n"
+        "checkpoint: {keep_best: greedy_reward, best_set: b}\nreward:",
+        ["job.yaml:10:40", "named b; there is eval"],
+    ),
+    (
+        "a set for no best",
+        "reward:",
+        "checkpoint: {best_set: eval}\nreward:",
+        ["job.yaml:9:14", "needs checkpoint.keep_best"],
+    ),
+    (
+        "two sets of one name",
+        "reward:",
+        "  eval_sets: {eval: {kind: jsonl, path: a}}\nreward:",
+        ["job.yaml:9:3", "choose another"],
     ),
     ("tab", "  group_size", "\tgroup_size", ["job.yaml:12", "not valid YAML"]),
 ]
