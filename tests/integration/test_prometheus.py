@@ -43,6 +43,7 @@ def test_every_metric_of_the_list_and_of_the_dashboards_is_in_prometheus(tmp_pat
         wait_for(lambda: bool(list(Path("/tmp/ray").glob(f"session_*_{job.pid}/metrics/*/*.yml"))))
         (session,) = Path("/tmp/ray").glob(f"session_*_{job.pid}")
         wait_for(lambda: bool(events(tmp_path / "seen", "step")))
+        is_in_rays_dashboard(tmp_path)
         with prometheus(session / "metrics/prometheus/prometheus.yml", tmp_path / "db") as url:
             wanted = (of_the_list() | of_the_dashboards()) - ABSENT
             wait_for(lambda: wanted <= set(ask(url, "label/__name__/values")))
@@ -50,6 +51,25 @@ def test_every_metric_of_the_list_and_of_the_dashboards_is_in_prometheus(tmp_pat
         job.terminate()
         assert job.wait(timeout=60) == 130
     assert_nothing_is_left()
+
+
+def is_in_rays_dashboard(runs: Path) -> None:
+    # Once `orchestrator` is imported, which has Ray ask for its token.
+    from ray.util.state import list_actors, list_jobs
+
+    found = re.search(
+        r"Ray dashboard: (http://127\.0\.0\.1:\d+)", (runs / "launch.log").read_text()
+    )
+    assert found is not None, "it listens on the loopback interface"
+    (job,) = list_jobs(address=found[1], detail=True)
+    assert job.metadata == {
+        "job_name": "seen",
+        "mode": "buffered",
+        "model": str(JOB.parent / "base_model"),
+        "run_dir": str(runs / "seen"),
+    }
+    roles = {actor.repr_name for actor in list_actors(address=found[1], detail=True)}
+    assert roles == {"replay", "weights", "learner-0", "rollout-0 incarnation 0"}
 
 
 def of_the_list() -> set[str]:
