@@ -3,7 +3,7 @@ SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONWARNINGS := ignore::SyntaxWarning
 
-.PHONY: help install quickstart check test seeds modes bench algorithms staleness peers bench-replay plan chaos scaling netns clean
+.PHONY: help install debian quickstart check test seeds modes bench algorithms staleness peers bench-replay plan chaos scaling netns clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -11,6 +11,10 @@ help:
 ## make install      the environment in .venv, for a machine without a GPU
 install:
 	@scripts/install.sh
+
+# Debian's packages that some tests use, where they can be installed; those are skipped elsewhere.
+debian:
+	@scripts/debian.sh
 
 ## make quickstart   train the bundled model for a few minutes; ends with a table
 quickstart: install
@@ -25,7 +29,7 @@ check: install
 	pytest tests/unit tests/packaging
 
 ## make test         `make check`, then every test; the cheap ones first
-test: check
+test: debian check
 	pytest -x tests/contract tests/integration
 
 ## make seeds        the quickstart on three seeds, time and memory; writes docs/results/quickstart.md

@@ -15,6 +15,7 @@ that really sampled.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
@@ -269,12 +270,19 @@ def _stat_logger() -> Any:
     ray_wrappers._get_replica_id = lambda: None
 
     class StatLogger(ray_wrappers.RayPrometheusStatLogger):  # type: ignore[misc]
+        is_on = True
+
         def record(
             self, scheduler_stats: Any, iteration_stats: Any, *rest: Any, **more: Any
         ) -> None:
             if iteration_stats is not None:  # one call a token would cost more than all others
                 iteration_stats.inter_token_latencies_iter.clear()
-            super().record(scheduler_stats, iteration_stats, *rest, **more)
+            try:
+                if self.is_on:
+                    super().record(scheduler_stats, iteration_stats, *rest, **more)
+            except Exception:  # of any kind: no metric is worth an engine
+                self.is_on = False
+                logging.getLogger(__name__).exception("no metrics of this engine any more")
 
     return StatLogger
 
