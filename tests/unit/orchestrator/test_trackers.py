@@ -1,6 +1,6 @@
 """The trackers' own packages, each offline; skipped where one is not installed.
 
-    pip install 'slipstream-rl[trackers]'
+pip install 'slipstream-rl[trackers]'
 """
 
 from __future__ import annotations
@@ -94,9 +94,7 @@ def test_wandb_goes_on_in_the_same_run(tmp_path: Path, monkeypatch: pytest.Monke
         launch(job, "wandb", points)
     files = sorted((job.run_dir / "wandb").glob("offline-run-*/*.wandb"))
     records = [record for file in files for record in wandb_records(file)]
-    assert {record.run.run_id for record in records if record.run.run_id} == {
-        kept_id(job, "wandb")
-    }
+    assert {record.run.run_id for record in records if record.run.run_id} == {kept_id(job, "wandb")}
     assert [row for record in records if (row := wandb_row(record))] == [*FIRST, *SECOND]
     assert not any(SECRET.encode() in file.read_bytes() for file in files)
 
