@@ -90,7 +90,8 @@ def launch(
                     run.write_status("failed", str(error))
                 raise
             finally:
-                run_dir.close()
+                for event in run_dir.close():
+                    progress.note(f"{event['tracker']}: {event['message']}")
                 wall_s = time.time() - launched_s
                 if lease.lost is None:
                     run_dir.write_result(state.result(wall_s))

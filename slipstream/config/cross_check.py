@@ -25,6 +25,7 @@ def cross_check(job: JobConfig) -> list[Finding]:
         _batches,
         _weights,
         _times,
+        _telemetry,
     )
     return [finding for check in checks for finding in check(job)]
 
@@ -334,3 +335,11 @@ def _times(job: JobConfig) -> Iterator[Finding]:
                 f"{watchdog_s:g} s would end the job before {key} ({deadline_s:g} s) does its "
                 "work; raise it above",
             )
+
+
+def _telemetry(job: JobConfig) -> Iterator[Finding]:
+    if job.telemetry.trackers and not job.telemetry.enabled:
+        yield (
+            "telemetry.trackers",
+            "trackers get nothing with telemetry.enabled: false; set one or the other",
+        )
