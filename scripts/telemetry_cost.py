@@ -37,12 +37,12 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("overrides", nargs="*")
     asked = parser.parse_args()
-    pairs = [pair(number, asked.overrides) for number in range(asked.pairs)]
-    figures = {"pairs": pairs, **cost_of([p["on"]["rate"] / p["off"]["rate"] for p in pairs])}
+    pairs = [pair_of_launches(number, asked.overrides) for number in range(asked.pairs)]
+    figures = {"pairs": pairs, **cost_of([ratio_of(pair) for pair in pairs])}
     write("telemetry", page(figures, asked.overrides), figures)
 
 
-def pair(number: int, overrides: list[str]) -> dict[str, Any]:
+def pair_of_launches(number: int, overrides: list[str]) -> dict[str, Any]:
     """One launch with all of it and one with nothing, every other time in the other order."""
     order = ("on", "off") if number % 2 == 0 else ("off", "on")
     return {which: measured(which, overrides) for which in order}
@@ -58,7 +58,12 @@ def measured(which: str, overrides: list[str]) -> dict[str, Any]:
     run = ROOT / "runs" / name
     lines = (run / "metrics.jsonl").read_text().splitlines()
     steps = [event for event in map(json.loads, lines) if event["kind"] == "step"]
-    found = {"rate": rate_of(steps), "num_events": len(lines), "log_bytes": log_bytes(run)}
+    found = {
+        "rate": rate_of(steps),
+        "num_steps": len(steps),
+        "num_events": len(lines),
+        "log_bytes": log_bytes(run),
+    }
     print(f"{found['rate']:.2f} groups/s", flush=True)
     return found
 
@@ -77,6 +82,10 @@ def log_bytes(run: Path) -> int:
     return sum(file.stat().st_size for file in files if file.exists())
 
 
+def ratio_of(pair: dict[str, Any]) -> float:
+    return float(pair["on"]["rate"] / pair["off"]["rate"])
+
+
 def cost_of(ratios: list[float]) -> dict[str, float]:
     """Of the rates with telemetry to those without, a pair each: the share of throughput that is
     lost, and the standard error of it."""
@@ -86,24 +95,24 @@ def cost_of(ratios: list[float]) -> dict[str, float]:
 
 
 def page(figures: dict[str, Any], overrides: list[str]) -> str:
+    on, off = figures["pairs"][-1]["on"], figures["pairs"][-1]["off"]
     rows = [
-        [str(number), f"{on['rate']:.2f}", f"{off['rate']:.2f}", f"{on['rate'] / off['rate']:.3f}"]
-        for number, (on, off) in enumerate(((p["on"], p["off"]) for p in figures["pairs"]), 1)
+        [str(number), *(f"{p[which]['rate']:.2f}" for which in ("on", "off")), f"{ratio_of(p):.3f}"]
+        for number, p in enumerate(figures["pairs"], 1)
     ]
     cost, error = figures["cost"], figures["standard_error"]
     verdict = "within" if cost <= TARGET else "not within"
-    on, off = figures["pairs"][-1]["on"], figures["pairs"][-1]["off"]
     lines = [
         "# What telemetry costs",
         "",
         signature(" ".join(["make telemetry-cost", *overrides])),
-        f"The arithmetic example, mode `buffered`, {SETTINGS[0].partition('=')[2]} steps, vLLM and "
-        "DeepSpeed on a core each, which the driver shares. On: spans, every group as a sample, "
-        "TensorBoard files, trace, and the metrics that go to Prometheus where the build has them. "
+        f"The arithmetic example, mode `buffered`, {on['num_steps']} steps a launch; the driver "
+        "shares the cores of engine and learner. On: spans, every group as a sample, TensorBoard "
+        "files, trace, and the metrics that go to Prometheus where the build has them. "
         "Off: `telemetry.enabled: false` and no metrics; `metrics.jsonl` is written all the same.",
         "",
-        f"**{cost:+.1%} of throughput, ± {error:.1%}** (standard error of {len(rows)} pairs, in "
-        f"turns); {verdict} the {TARGET:.0%} allowed.",
+        f"**It costs {cost:.1%} of throughput, ± {error:.1%}** (standard error of {len(rows)} "
+        f"pairs; below 0: none was seen); {verdict} the {TARGET:.0%} allowed.",
         "",
         table(["pair", "on, groups/s", "off, groups/s", "on / off"], rows),
         "",

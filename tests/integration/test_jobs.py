@@ -91,7 +91,7 @@ def test_the_run_log_is_whole(runs: Path) -> None:
     for answer in (answer for sample in samples for answer in sample["answers"]):
         assert sum(num_tokens for _, num_tokens in answer["spans"]) == answer["num_tokens"]
         assert 0.0 <= answer["reward"] <= 1.0
-    assert sum(file.stat().st_size for file in (run / "tensorboard").iterdir()) > 10_000
+    assert sum(file.stat().st_size for file in (run / "tensorboard").iterdir()) > 5_000
     entries = json.loads((run / "trace.json").read_text())["traceEvents"]
     phases = {(entry["pid"], entry["name"]) for entry in entries if entry["ph"] == "X"}
     assert {(2, "train"), (2, "wait"), (3, "generate")} <= phases

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -92,26 +93,37 @@ def test_wandb_goes_on_in_the_same_run(tmp_path: Path, monkeypatch: pytest.Monke
     job = job_in(tmp_path)
     for points in (FIRST, SECOND):
         launch(job, "wandb", points)
-    files = sorted((job.run_dir / "wandb").glob("offline-run-*/*.wandb"))
-    records = [record for file in files for record in wandb_records(file)]
-    assert {record.run.run_id for record in records if record.run.run_id} == {kept_id(job, "wandb")}
-    assert [row for record in records if (row := wandb_row(record))] == [*FIRST, *SECOND]
-    assert not any(SECRET.encode() in file.read_bytes() for file in files)
+    deadline_s = time.monotonic() + 30.0  # its own program writes the file, after `finish` as well
+    while len(rows := wandb_rows(job)) < len([*FIRST, *SECOND]):
+        assert time.monotonic() < deadline_s, rows
+        time.sleep(0.1)
+    assert rows == [*FIRST, *SECOND]
+    assert {r.run.run_id for r in wandb_records(job) if r.run.run_id} == {kept_id(job, "wandb")}
+    assert not any(SECRET.encode() in file.read_bytes() for file in wandb_files(job))
 
 
-def wandb_records(file: Path) -> list[Any]:
-    """W&B's own program writes them as LevelDB does its log, after seven bytes of its own: a
-    checksum of four bytes, a length of two, a kind of one (1: whole), the record."""
+def wandb_files(job: JobConfig) -> list[Path]:
+    return sorted((job.run_dir / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def wandb_rows(job: JobConfig) -> list[tuple[int, float]]:
+    return [row for record in wandb_records(job) if (row := wandb_row(record))]
+
+
+def wandb_records(job: JobConfig) -> list[Any]:
+    """Of all launches. W&B's own program writes them as LevelDB does its log, after seven bytes of
+    its own: a checksum of four bytes, a length of two, a kind of one (1: whole), the record."""
     from wandb.proto import wandb_internal_pb2
 
-    data, found = file.read_bytes(), []
-    assert len(data) < 32768, "one block"
-    data = data[7:]
-    while data:
-        length, kind = int.from_bytes(data[4:6], "little"), data[6]
-        assert kind == 1
-        found.append(wandb_internal_pb2.Record.FromString(data[7 : 7 + length]))
-        data = data[7 + length :]
+    found = []
+    for file in wandb_files(job):
+        data = file.read_bytes()
+        assert len(data) < 32768, "one block"
+        data = data[7:]
+        while len(data) >= 7 + (length := int.from_bytes(data[4:6], "little")):
+            assert data[6] == 1
+            found.append(wandb_internal_pb2.Record.FromString(data[7 : 7 + length]))
+            data = data[7 + length :]
     return found
 
 
