@@ -3,7 +3,7 @@ SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONWARNINGS := ignore::SyntaxWarning
 
-.PHONY: help install debian quickstart check test seeds modes bench algorithms staleness peers bench-replay plan chaos scaling netns clean
+.PHONY: help install debian quickstart check test seeds modes bench algorithms staleness peers bench-replay plan chaos scaling netns telemetry-cost screenshots clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -76,6 +76,10 @@ scaling: install
 ## make netns        a network of three hosts that breaks; needs root; writes docs/results/netns.md
 netns: install
 	PYTHONPATH=.:scripts python scripts/netns.py
+
+## make telemetry-cost  throughput with all telemetry and with none; writes docs/results/telemetry.md
+telemetry-cost: install
+	PYTHONPATH=.:scripts python scripts/telemetry_cost.py
 
 ## make clean        remove the environment and what runs left behind
 clean:

@@ -137,10 +137,10 @@ def _data(data: DataConfig) -> Iterator[tuple[str, str]]:
 
 
 def _telemetry(telemetry: TelemetryConfig) -> Iterator[tuple[str, str]]:
-    for place, name in enumerate(telemetry.trackers):
+    for name in telemetry.trackers:
         if not is_installed(name):
             yield (
-                f"telemetry.trackers[{place}]",
+                "telemetry.trackers",
                 f"{name} is not installed here; run `pip install 'slipstream-rl[trackers]'`, or "
                 "leave it out",
             )

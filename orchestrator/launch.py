@@ -98,7 +98,8 @@ def launch(
                 run_dir.log.driver(str(error) or type(error).__name__)
                 raise
             finally:
-                run_dir.close()
+                for event in run_dir.close():
+                    progress.note(f"{event['tracker']}: {event['message']}")
                 wall_s = time.time() - launched_s
                 if lease.lost is None:
                     run_dir.write_result(state.result(wall_s))

@@ -99,13 +99,15 @@ class RunDir:
     def write_result(self, result: Mapping[str, Any]) -> None:
         (self.path / "result.json").write_text(json.dumps(result, indent=2, default=float) + "\n")
 
-    def close(self) -> None:
-        """Trackers get some seconds to take what is left."""
+    def close(self) -> list[dict[str, Any]]:
+        """Trackers get some seconds to take what is left; what became of them, already written."""
         end_all(self._feeds)
-        for event in self.take_events():
+        events = self.take_events()
+        for event in events:
             self.write(event)
         self._metrics.close()
         self._samples.close()
+        return events
 
     def flush(self) -> None:
         self._metrics.flush()

@@ -28,6 +28,8 @@ MARKS = {
     "commit": ("version", "seconds", "pause_s"),
     "commit_failed": ("version", "message"),
     "eval": ("version", "set", "greedy_accuracy", "sampled_reward", "seconds"),
+    "eval_skipped": ("version", "instead"),
+    "eval_started": ("version",),
     "launched": ("version", "timeline"),
     "left": ("reason",),
     "paused": (),
@@ -129,7 +131,7 @@ class Trace:
             self._spans.add(track, event.get("spans", ()))
         if kind in MARKS:
             self._tracks.add(track)
-            often = kind in ("adopted", "commit", "eval")
+            often = kind in ("adopted", "commit", "eval", "eval_started")
             (self._often if often else self._marks).add(_mark(event, track))
         if kind == "step":
             self._count(event, "version", version=event["version"])

@@ -64,8 +64,7 @@ class Feed:
         """Until it has finished; `deadline_s` by time.monotonic()."""
         self._thread.join(max(0.0, deadline_s - time.monotonic()))
         if self._thread.is_alive():
-            left = f"about {self._waiting.qsize()} figures are lost"
-            self._failed(f"it did not finish within {FINISH_S:g} s; {left}")
+            self._failed("it did not finish in time; what it had not taken is lost")
 
     def _drop_one(self) -> None:
         try:

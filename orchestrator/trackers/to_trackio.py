@@ -15,7 +15,12 @@ class Trackio:
 
     def __init__(self, name: str, settings: Mapping[str, object]) -> None:
         self._run = trackio.init(
-            project=PROJECT, name=name, resume="allow", config=dict(settings), embed=False
+            project=PROJECT,
+            name=name,
+            resume="allow",
+            config=dict(settings),
+            embed=False,
+            auto_log_cpu=False,  # of the driver alone, which has little to do
         )
 
     def log(self, figures: Figures) -> None:

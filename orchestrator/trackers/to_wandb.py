@@ -31,6 +31,7 @@ class Wandb:
             config=dict(settings),
             settings=wandb.Settings(
                 console="off",  # the terminal is the driver's
+                quiet=True,
                 disable_code=True,
                 disable_git=True,  # environment.json has the commit
                 finish_timeout=FINISH_S,

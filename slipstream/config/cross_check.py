@@ -29,6 +29,7 @@ def cross_check(job: JobConfig) -> list[Finding]:
         _evaluation,
         _weights,
         _times,
+        _telemetry,
     )
     return [finding for check in checks for finding in check(job)]
 
@@ -382,4 +383,12 @@ def _times(job: JobConfig) -> Iterator[Finding]:
             "telemetry.watchdog_s",
             f"{watchdog_s:g} s would end the job before {key}, {longest_s:g} s, is over; raise it "
             "above that, or lower that",
+        )
+
+
+def _telemetry(job: JobConfig) -> Iterator[Finding]:
+    if job.telemetry.trackers and not job.telemetry.enabled:
+        yield (
+            "telemetry.trackers",
+            "trackers get nothing with telemetry.enabled: false; set one or the other",
         )

@@ -81,6 +81,32 @@ def test_the_run_directory_is_whole(runs: Path) -> None:
     assert "learning_rate" in (runs / "sync" / "job.yaml").read_text()
 
 
+def test_the_run_log_is_whole(runs: Path) -> None:
+    run = runs / "buffered"
+    (launched,) = json.loads((run / "environment.json").read_text())["launches"]
+    assert "name=buffered" in launched["command_line"]
+    assert {"ray", "torch", "transformers", "deepspeed"} <= set(launched["versions"])
+    samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    assert [sample["ordinal"] for sample in samples] == [0, 50]
+    for answer in (answer for sample in samples for answer in sample["answers"]):
+        assert sum(num_tokens for _, num_tokens in answer["spans"]) == answer["num_tokens"]
+        assert 0.0 <= answer["reward"] <= 1.0
+    assert sum(file.stat().st_size for file in (run / "tensorboard").iterdir()) > 5_000
+    entries = json.loads((run / "trace.json").read_text())["traceEvents"]
+    phases = {(entry["pid"], entry["name"]) for entry in entries if entry["ph"] == "X"}
+    assert {(2, "train"), (2, "wait"), (3, "generate")} <= phases
+    told = (ROOT / "docs" / "run_files.md").read_text()
+    assert [path.name for path in run.iterdir() if path.name not in NOT_TOLD | names(told)] == []
+
+
+NOT_TOLD = {"checkpoints", "replay.sqlite-wal", "replay.sqlite-shm"}
+
+
+def names(page: str) -> set[str]:
+    """Of the files that the page lists."""
+    return {name.strip("/") for name in page.split("`")[1::2]}
+
+
 def test_transformers_loads_the_trained_model(runs: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -101,6 +127,8 @@ def test_killed_and_resumed_is_as_if_it_had_never_been_killed(runs: Path) -> Non
     done = launch(EXAMPLES / "sync.yaml", runs, *arguments, "--resume")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "going on from version 5" in done.stdout
+    launches = json.loads((runs / "killed" / "environment.json").read_text())["launches"]
+    assert ["--resume" in launch["command_line"] for launch in launches] == [False, True]
     whole, killed = ({e["version"]: e for e in events(runs / name, "step")} for name in NAMES)
     for version in range(1, 11):
         assert killed[version]["tokens_sha256"] == whole[version]["tokens_sha256"], version

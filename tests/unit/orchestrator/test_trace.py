@@ -6,7 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from orchestrator.trace import MARKS, Spans, Thinned, Trace, read_trace, write_trace
+from typer.testing import CliRunner
+
+from orchestrator.cli import app
+from orchestrator.trace import Spans, Thinned, Trace, read_trace, write_trace
 
 START_S = 1_700_000_000.0
 FIELDS = {"X": {"name", "cat", "ts", "dur"}, "i": {"name", "cat", "ts", "s"}, "C": {"name", "ts"}}
@@ -158,14 +161,6 @@ def test_thinned_keeps_evenly() -> None:
     assert thinned.one_of == 8
 
 
-def test_every_driver_event_is_known() -> None:
-    """What a timeline should not lack; the docstring of the telemetry lists them."""
-    from slipstream import telemetry
-
-    listed = telemetry.__doc__ or ""
-    assert all(f"`{kind}`" in listed for kind in MARKS if kind != "best")
-
-
 def test_damaged_lines_are_left_out(tmp_path: Path) -> None:
     lines = [json.dumps(one) for one in EVENTS]
     text = "\n".join([lines[0], '{"kind": "st', *lines[1:], '{"kind": "busy", "ro'])
@@ -176,3 +171,16 @@ def test_damaged_lines_are_left_out(tmp_path: Path) -> None:
 
 def test_an_empty_run_has_an_empty_trace() -> None:
     assert of(traced([]), "X") == []
+
+
+def test_the_command(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(EVENTS[0]) + "\n")
+    out = tmp_path / "other.json"
+    done = CliRunner().invoke(app, ["trace", str(tmp_path), "--out", str(out)])
+    assert (done.exit_code, done.stdout.strip()) == (0, str(out))
+    assert of(json.loads(out.read_text()), "i")[0]["name"] == "launched 0"
+    (tmp_path / "metrics.jsonl").unlink()
+    for run, said in ((tmp_path, "no trace"), (tmp_path / "none", "there is no run")):
+        done = CliRunner().invoke(app, ["trace", str(run)])
+        assert done.exit_code == 2
+        assert said in done.stderr

@@ -318,6 +318,12 @@ BROKEN: list[tuple[str, str, str, list[str]]] = [
         ["job.yaml:10:3", "lease_timeout_s"],
     ),
     (
+        "trackers that get nothing",
+        "reward:",
+        "telemetry: {enabled: false, trackers: [wandb]}\nreward:",
+        ["job.yaml:9:29", "telemetry.trackers", "telemetry.enabled"],
+    ),
+    (
         "tight bfloat16 probe",
         "path: some/model",
         "path: some/model\n  dtype: bfloat16",
