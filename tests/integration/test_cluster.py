@@ -92,15 +92,15 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     env["RAY_USAGE_STATS_ENABLED"] = "0"
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         env.pop(name, None)
-    port, dashboard = free_ports(2)
+    port, dashboard, client = free_ports(3)
     temp_dir = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # its sockets' paths must be short
     with ExitStack() as nodes:
         for command in page_commands():
             words = shlex.split(command.replace("127.0.0.1:6379", f"127.0.0.1:{port}"))
             if words[:2] == ["ray", "start"]:
                 if "--head" in words:
-                    here = [f"--port={port}", f"--dashboard-port={dashboard}"]
-                    words += [*here, f"--temp-dir={temp_dir}"]
+                    words += [f"--port={port}", f"--dashboard-port={dashboard}"]
+                    words += [f"--ray-client-server-port={client}", f"--temp-dir={temp_dir}"]
                 nodes.enter_context(node(words, env, home))
             elif words[0] == "ray":
                 subprocess.run(words, env=env, check=True, capture_output=True)
