@@ -95,6 +95,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     port, dashboard, client = free_ports(3)
     temp_dir = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # its sockets' paths must be short
     with ExitStack() as nodes:
+        nodes.callback(shutil.rmtree, temp_dir, ignore_errors=True)
         for command in page_commands():
             words = shlex.split(command.replace("127.0.0.1:6379", f"127.0.0.1:{port}"))
             if words[:2] == ["ray", "start"]:
@@ -105,7 +106,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             elif words[0] == "ray":
                 subprocess.run(words, env=env, check=True, capture_output=True)
         yield Cluster(address=f"http://127.0.0.1:{dashboard}", home=home, env=env)
-    shutil.rmtree(temp_dir, ignore_errors=True)
     assert_nothing_is_left()
 
 
