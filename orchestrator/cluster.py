@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray._private.ray_logging import global_worker_stdstream_dispatcher as roles_output
 from ray._private.state import actors
-from ray.exceptions import AuthenticationError, RayError
+from ray.exceptions import AuthenticationError
 from ray.job_config import JobConfig
 
 from rollout_worker.semaphores import remove_of_the_dead
@@ -86,7 +86,7 @@ class _Names:
 
     def of(self, pid: int, ip: str) -> str:
         if (pid, ip) not in self._known:
-            with suppress(RayError, RuntimeError):
+            with suppress(Exception):  # in a thread of Ray's, which would end
                 for actor in actors().values():
                     place = actor["Pid"], actor["Address"]["IPAddress"]
                     self._known[place] = actor["Name"].rpartition("-")[0]

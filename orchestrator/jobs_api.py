@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -119,7 +119,8 @@ class Cluster:
     def follow(
         self, submission_id: str, write: Callable[[str], None], look: Callable[[], None]
     ) -> Seen:
-        """Give the log to `write` as it grows, until the job is over. `look` is called often.
+        """Give the log to `write` as it grows, until the job is over. `look` is called often, and
+        again where it raises Unreachable.
 
         A lost connection is taken up again. Raises Unreachable after LOST_AFTER_S without one.
         """
@@ -132,11 +133,13 @@ class Cluster:
         while True:
             num_read = 0
             async for text in _ticked(self._client.tail_job_logs(submission_id)):
-                look()
+                with suppress(Unreachable):
+                    look()
                 write(text[max(0, num_written - num_read) :])  # each tail begins at the start
                 num_read += len(text)
                 num_written = max(num_written, num_read)
             try:
+                look()
                 if (seen := self.look(submission_id)).is_over:
                     return seen
                 answered_s = time.monotonic()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from orchestrator.interrupts import Interrupts
 from orchestrator.parcel import packed
 from slipstream.config.job import JobConfig
+from slipstream.errors import SlipstreamError
 
 if TYPE_CHECKING:
     from orchestrator.jobs_api import Cluster
@@ -84,7 +85,7 @@ def follow(cluster: Cluster, submission_id: str, hint: str) -> int:
     """Show the job's log to its end. Returns its exit code.
 
     The first Ctrl-C or SIGTERM stops the job, as it would a local one; the second leaves it to
-    itself. `hint`: how to see it then.
+    itself. `hint`: how to see it then. Raises SlipstreamError where the cluster is lost.
     """
     with Interrupts() as interrupts:
         interrupts.patient = True
@@ -93,15 +94,17 @@ def follow(cluster: Cluster, submission_id: str, hint: str) -> int:
         def look() -> None:
             nonlocal asked
             if interrupts.requested and not asked:
-                asked = True
                 cluster.stop(submission_id)
-                print(f"stopping: the job commits, then ends; Ctrl-C again leaves it. {hint}")
+                asked = True
+                print("stopping: the job commits, then ends; Ctrl-C again leaves it alone")
 
         try:
             seen = cluster.follow(submission_id, _show, look)
         except KeyboardInterrupt:
-            print(f"left alone. {hint}")
+            print(f"left alone, it may still run: {hint}")
             return INTERRUPTED
+        except SlipstreamError as error:
+            raise SlipstreamError(f"{error}\nThe job may still run: {hint}") from None
     if seen.status == "STOPPED":
         return INTERRUPTED
     if seen.exit_code is None and seen.status == "FAILED":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from slipstream.config.yaml_text import KeyPath
 
 Difference = tuple[str, Any, Any]  # dotted key, the commit's value, today's
 PATHS = ("model.path", "model.tokenizer", "model.chat_template", "data.train.path")
+TRAVELLED = re.compile(r"^.*/working_dir_files/_ray_pkg_[^/]+/")  # where Ray unpacks
 REWARD_KEYS = ("kind", "path", "answer_field")
 MAX_PASSES = 5  # a key that gives way can uncover the next wrong one
 
@@ -98,7 +100,11 @@ def _at(raw: Any, path: KeyPath) -> Any:
 
 
 def _resolved(value: str | None) -> str | None:
-    """Without symbolic links; what is not there may be a name on the Hugging Face hub."""
-    if value is None or not Path(value).exists():
+    """Without symbolic links; what is not there may be a name on the Hugging Face hub.
+
+    What travelled to a cluster with the job file lies in another directory each time.
+    """
+    if value is None:
         return value
-    return str(Path(value).resolve())
+    path = str(Path(value).resolve()) if Path(value).exists() else value
+    return TRAVELLED.sub("", path)

@@ -102,3 +102,17 @@ def test_paths_are_compared_as_what_they_lead_to(tmp_path: Path) -> None:
     assert breaking_differences(jobs[0].model_dump(mode="json"), jobs[1]) == []
     differences = breaking_differences(jobs[0].model_dump(mode="json"), jobs[2])
     assert [key for key, _, _ in differences] == ["data.train.path"]
+
+
+def test_what_travels_to_a_cluster_lies_elsewhere_each_time(tmp_path: Path) -> None:
+    """Ray unpacks the job file's directory under the session's and the content's names."""
+    packages = "runtime_resources/working_dir_files/_ray_pkg_"
+    first = tmp_path / "session_1" / f"{packages}0a1b" / "models" / "small"
+    second = tmp_path / "session_2" / f"{packages}2c3d" / "models" / "small"
+    second.mkdir(parents=True)  # the first cluster is gone, and its files with it
+    committed = make_job(first).model_dump(mode="json")
+    assert breaking_differences(committed, make_job(second)) == []
+    other = second.with_name("other")
+    assert breaking_differences(committed, make_job(other)) == [
+        ("model.path", "models/small", "models/other")
+    ]
