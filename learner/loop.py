@@ -64,7 +64,7 @@ class LearnerLoop:
         self._barrier = barrier
         self._commits = commits
         self._events = events
-        self._busy = Busy()
+        self._busy = Busy(keeps_spans=job.telemetry.enabled)
         self._committed_version = version
         self._num_bad_steps = 0  # in a row
         self._publish_s: Mapping[str, float] = {}

@@ -14,6 +14,7 @@ from pathlib import Path
 from learner.checkpoint import find
 from orchestrator import run_lease
 from orchestrator.plan import Plan
+from orchestrator.trackers.tracker import is_installed
 from rollout_worker.rewards import build_reward
 from slipstream.config.compare import breaking_differences
 from slipstream.config.job import (
@@ -23,6 +24,7 @@ from slipstream.config.job import (
     ModelConfig,
     ParquetSource,
     RewardConfig,
+    TelemetryConfig,
 )
 from slipstream.config.load import JobFile
 from slipstream.errors import Problem, SlipstreamError
@@ -48,6 +50,8 @@ def preflight(
         findings += _data(sections["data"])
     if "reward" in sections:
         findings += _reward(sections["reward"], job_dir)
+    if "telemetry" in sections:
+        findings += _telemetry(sections["telemetry"])
     if file.job is not None:
         findings += _run_dir(file.job, resume=resume, overwrite=overwrite, to_start=to_start)
     return [file.problem(key, message) for key, message in findings]
@@ -95,6 +99,16 @@ def _data(data: DataConfig) -> Iterator[tuple[str, str]]:
             yield f"{key}.path", f"{source.path} does not exist"
         elif source.path.is_file() and source.path.stat().st_size == 0:
             yield f"{key}.path", f"{source.path} is empty"
+
+
+def _telemetry(telemetry: TelemetryConfig) -> Iterator[tuple[str, str]]:
+    for place, name in enumerate(telemetry.trackers):
+        if not is_installed(name):
+            yield (
+                f"telemetry.trackers[{place}]",
+                f"{name} is not installed here; run `pip install 'slipstream-rl[trackers]'`, or "
+                "leave it out",
+            )
 
 
 def _reward(reward: RewardConfig, job_dir: Path) -> Iterator[tuple[str, str]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from orchestrator.commands import job_files, reports, running, runs
+from orchestrator.commands import job_files, reports, running, runs, trace
 from slipstream import __version__
 
 app = typer.Typer(
@@ -26,7 +26,7 @@ def version() -> None:
 COMMANDS = (
     *(job_files.launch, job_files.validate),
     *(running.status, running.scale, running.pause, running.resume, running.stop),
-    *(runs.ledger, version),
+    *(runs.ledger, trace.trace, version),
     *(reports.report, reports.export),
 )
 for command in COMMANDS:

@@ -27,6 +27,7 @@ from orchestrator.actors import Event
 from orchestrator.autoscale import Scaling
 from orchestrator.checks import fits, import_dirs
 from orchestrator.control import Control
+from orchestrator.environment import environment
 from orchestrator.evaluations import Evaluations
 from orchestrator.fleet import Fleet
 from orchestrator.interrupts import Interrupts
@@ -37,12 +38,15 @@ from orchestrator.run_dir import RunDir
 from orchestrator.run_lease import RunLease
 from orchestrator.run_state import RunState
 from orchestrator.status import State, Status, write_status
+from orchestrator.trace import write_trace
 from orchestrator.watchdog import write_stacks
 from slipstream.config.job import JobConfig
 from slipstream.errors import JobFileError, LearnerFailed, RoleFailed
+from slipstream.telemetry import EventLog
 
 EVAL_TIMEOUT_S = 600.0
 START_LOOK_S = 0.2
+REPLAY_COUNTS = ("num_buffered", "num_running")
 
 
 def launch(
@@ -66,6 +70,7 @@ def launch(
     ):
         interrupts.take()
         run_dir = RunDir.open(job, overwrite=overwrite)
+        run_dir.add_launch(environment(job_file, resources=cluster.available()))
         progress.note(f"{job.name}: mode {job.mode}, files in {run_dir.path}")
         if context.dashboard_url:
             progress.note(f"Ray dashboard: http://{context.dashboard_url}")
@@ -89,6 +94,7 @@ def launch(
                 wall_s = time.time() - launched_s
                 if lease.lost is None:
                     run_dir.write_result(state.result(wall_s))
+                    _trace(job, run_dir, progress)
     console.print(
         closing_table(
             state,
@@ -107,6 +113,16 @@ def _leased(job: JobConfig, plan: Plan, job_file: Path) -> Iterator[RunLease]:
         raise JobFileError(problems)
     with run_lease.held(job.run_dir.resolve()) as lease:
         yield lease
+
+
+def _trace(job: JobConfig, run_dir: RunDir, progress: Progress) -> None:
+    """At the end of a run; for people, so that nothing else may fail with it."""
+    if not job.telemetry.enabled:
+        return
+    try:
+        write_trace(run_dir.path)
+    except OSError as error:
+        progress.note(f"no trace.json: {error}")
 
 
 def _taken(found: Found, progress: Progress) -> Commit:
@@ -139,7 +155,8 @@ class _Run:
         self._state = state
         self._progress = progress
         self._interrupts = interrupts
-        self._requests = Requests(job, Control(run_dir.path, lease.mine.id), fleet)
+        self._events = EventLog("driver", 0)
+        self._requests = Requests(job, Control(run_dir.path, lease.mine.id), fleet, self._events)
         self._evaluations = Evaluations(fleet.request_evaluation)
         self._paused_at_s = 0.0
         self._scaling: Scaling | None = None
@@ -151,6 +168,7 @@ class _Run:
         """Until training may begin. Raises RoleFailed where that takes too long."""
         version = self._fleet.learners.start_version
         self._state.start_version = self._state.version = self._state.branched_at = version
+        self._events.emit("launched", timeline=self._state.timeline, version=version)
         limit_s = max(self._job.rollout.start_timeout_s, self._job.learner.start_timeout_s)
         deadline_s = time.monotonic() + limit_s
         while not self._fleet.is_ready:
@@ -216,7 +234,7 @@ class _Run:
             self._fold(self._fleet.take_events())
 
     def _fold(self, events: list[Event]) -> None:
-        for event in events:
+        for event in [*events, *self._events.drain(), *self._run_dir.take_events()]:
             self._run_dir.write(event)
             self._state.fold(event)
             if self._scaling is not None:
@@ -224,14 +242,23 @@ class _Run:
             match event["kind"]:
                 case "commit_failed" | "prune_failed":
                     self._progress.note(event["message"])
+                case "tracker_failed":
+                    self._progress.note(f"{event['tracker']}: {event['message']}")
                 case "worker_died" | "worker_given_up":
                     self._progress.note(str(event["cause"]).splitlines()[0])
                 case "eval" if self._state.counts(event):
                     self._evaluations.heard(event)
                 case "eval":
                     self._evaluations.missed(f"rollout-{event['index']}")
-        self._state.replay = self._fleet.replay_stats()
+        self._tell_of_replay()
         self._run_dir.flush()
+
+    def _tell_of_replay(self) -> None:
+        """Keep its statistics; those that a timeline shows become an event."""
+        before, self._state.replay = self._state.replay, self._fleet.replay_stats()
+        now = {name: self._state.replay.get(name) for name in REPLAY_COUNTS}
+        if any(now[name] != before.get(name) for name in REPLAY_COUNTS):
+            self._events.emit("replay", **now)
 
     @property
     def _newest(self) -> tuple[int, int]:
@@ -279,16 +306,10 @@ class _Run:
         self._progress.note(str(failure).splitlines()[0])
         commit = _taken(found, self._progress)
         timeline = claim_timeline(checkpoints)
-        event = {
-            "kind": "went_back",
-            "role": "driver",
-            "index": 0,
-            "time_s": time.time(),
-            "version": commit.version,
-            "timeline": timeline,
-            "cause": str(failure),
-        }
-        self._fold([event])
+        self._events.emit(
+            "went_back", version=commit.version, timeline=timeline, cause=str(failure)
+        )
+        self._fold([])
         self._evaluations.go_back(commit.version)
         self._fleet.go_back(commit, timeline)
 
@@ -324,6 +345,8 @@ class _Run:
             wanted = self._scaling.target(rollouts.num_wanted, self._state.replay, time.time())
             if wanted != rollouts.num_wanted:
                 self._progress.note(f"rollout.autoscale: {rollouts.num_wanted} -> {wanted} workers")
+                num = {"num_before": rollouts.num_wanted, "num_after": wanted}
+                self._events.emit("scaled", role="rollout", **num)
                 rollouts.scale(wanted)
 
     def _check_watchdog(self) -> None:

@@ -13,17 +13,20 @@ from orchestrator.control import Control, Pause, Request, Resume, Scale, Stop
 from orchestrator.fleet import Fleet
 from slipstream.config.job import JobConfig
 from slipstream.errors import RoleFailed
+from slipstream.telemetry import EventLog
 
 Outcome = tuple[bool, str]  # whether it is done, in words
 
 
 class Requests:
-    """Of one running job. Answered as soon as it is settled what will be done."""
+    """Of one running job. Answered, and told in `events`, as soon as it is settled what will be
+    done."""
 
-    def __init__(self, job: JobConfig, control: Control, fleet: Fleet) -> None:
+    def __init__(self, job: JobConfig, control: Control, fleet: Fleet, events: EventLog) -> None:
         self._job = job
         self._control = control
         self._fleet = fleet
+        self._events = events
         self._num_ranks: int | None = None  # that the learner shall have instead
         self.is_paused = False
 
@@ -76,6 +79,8 @@ class Requests:
 
     def _pause(self, is_paused: bool) -> None:
         self._fleet.pause(is_paused)
+        if is_paused != self.is_paused:
+            self._events.emit("paused" if is_paused else "resumed")
         self.is_paused = is_paused
 
     def _scale(self, request: Scale) -> Outcome:
@@ -83,13 +88,19 @@ class Requests:
             return False, refusal
         done = []
         if request.rollout is not None:
+            self._scaled("rollout", self._fleet.rollouts.num_wanted, request.rollout)
             self._fleet.rollouts.scale(request.rollout)
             done.append(f"{request.rollout} rollout workers from now on")
         num_ranks = self._num_ranks or self._fleet.learners.job.learner.num_ranks
         if request.learner is not None and request.learner != num_ranks:
             self.rebuild_learner(request.learner)
+            self._scaled("learner", num_ranks, request.learner)
             done.append(f"{request.learner} learner ranks after this step and a commit")
         return True, "; ".join(done) or "it is as you say"
+
+    def _scaled(self, role: str, num_before: int, num_after: int) -> None:
+        if num_before != num_after:
+            self._events.emit("scaled", role=role, num_before=num_before, num_after=num_after)
 
     def _refusal(self, request: Scale) -> str | None:
         if self._job.rollout.colocate:

@@ -1,13 +1,17 @@
-"""A run's directory: the resolved job, `metrics.jsonl`, and the checkpoints.
+"""A run's directory, and the one place that writes its log. docs/run_files.md says who reads what.
 
 <checkpoint.dir>/<name>/
     driver.json       the driver at work on it; see `run_lease.py`
     status.json       how it goes, for `slipstream status`
     control/          requests to the driver; see `control.py`
     job.yaml          the job as resolved, presets and overrides included
+    environment.json  machine, versions, git commit and command line of every launch
     result.json       the figures of the newest launch, written at its end
     metrics.jsonl     every event of every role, one JSON object a line
     samples.jsonl     prompts with their answers and rewards, for people, one group a line
+    tensorboard/      the curves, for TensorBoard
+    trackers.json     the run's id at each tracker of `telemetry.trackers`
+    trace.json        who did what when, for Perfetto; written at the end
     replay.sqlite     replay's journal
     stacks-*.txt      what every role did when the watchdog ended the job
     checkpoints/      the commits, and `latest`
@@ -16,25 +20,39 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from ruamel.yaml import YAML
 
 from orchestrator import run_lease
+from orchestrator.run_files import write_whole
+from orchestrator.trackers.curves import Curves
+from orchestrator.trackers.feed import Feed, end_all
+from orchestrator.trackers.tracker import Tracker, open_tracker
 from slipstream.config.job import JobConfig
+from slipstream.secrets import redact
+from slipstream.telemetry import EventLog
+
+# Figures and a model's own words; all others may hold what a program has said.
+WITHOUT_SECRETS = ("busy", "replay", "sample", "step")
 
 
 class RunDir:
     """Opened once by the launcher; the roles get its path."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, feeds: Sequence[Feed], events: EventLog) -> None:
         self.path = path
         self.metrics_file = path / "metrics.jsonl"
-        self._metrics = self.metrics_file.open("a", encoding="utf-8")
-        self._samples = (path / "samples.jsonl").open("a", encoding="utf-8")
+        self._metrics = _append_to(self.metrics_file)
+        self._samples = _append_to(path / "samples.jsonl")
+        self._curves = Curves()
+        self._feeds = feeds
+        self._events = events
 
     @classmethod
     def open(cls, job: JobConfig, *, overwrite: bool) -> Self:
@@ -47,24 +65,69 @@ class RunDir:
             _clear(path)
         path.mkdir(parents=True, exist_ok=True)
         with (path / "job.yaml").open("w", encoding="utf-8") as file:
-            YAML().dump(job.model_dump(mode="json"), file)
-        return cls(path)
+            YAML().dump(redact(job.model_dump(mode="json")), file)
+        events = EventLog("driver", 0)
+        return cls(path, _feeds(job, path, events), events)
+
+    def add_launch(self, environment: Mapping[str, Any]) -> None:
+        """Where and how it was launched, beside the launches before."""
+        file = self.path / "environment.json"
+        before = json.loads(file.read_text(encoding="utf-8"))["launches"] if file.exists() else []
+        write_whole(file, {"launches": [*before, environment]})
 
     def write(self, event: Mapping[str, Any]) -> None:
-        """An event of any role, where it belongs."""
-        file = self._samples if event["kind"] == "sample" else self._metrics
-        file.write(json.dumps(event, default=float) + "\n")
+        """An event of any role, wherever it belongs."""
+        kind = event["kind"]
+        shown = event if kind in WITHOUT_SECRETS else redact(event)
+        file = self._samples if kind == "sample" else self._metrics
+        file.write(json.dumps(shown, default=float) + "\n")
+        if self._feeds and (figures := self._curves.hear(event)) is not None:
+            for feed in self._feeds:
+                feed.log(figures)
+
+    def take_events(self) -> list[dict[str, Any]]:
+        """What has become of the trackers since the last call; to be written like any other."""
+        return self._events.drain()
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         (self.path / "result.json").write_text(json.dumps(result, indent=2, default=float) + "\n")
 
     def close(self) -> None:
+        """Trackers get some seconds to take what is left."""
+        end_all(self._feeds)
+        for event in self.take_events():
+            self.write(event)
         self._metrics.close()
         self._samples.close()
 
     def flush(self) -> None:
         self._metrics.flush()
         self._samples.flush()
+
+
+def _feeds(job: JobConfig, path: Path, events: EventLog) -> list[Feed]:
+    if not job.telemetry.enabled:
+        return []
+    feeds = [Feed("tensorboard", partial(_tensorboard, path), events)]
+    for name in job.telemetry.trackers:
+        feeds.append(Feed(name, partial(open_tracker, name, job, path), events))
+    return feeds
+
+
+def _tensorboard(path: Path) -> Tracker:
+    from orchestrator.trackers.to_tensorboard import TensorBoard
+
+    return TensorBoard(path / "tensorboard")
+
+
+def _append_to(path: Path) -> IO[str]:
+    """A driver that was killed may have left half a line, which the next one must not join."""
+    with path.open("ab+") as before:
+        if before.tell():
+            before.seek(-1, os.SEEK_END)
+            if before.read() != b"\n":
+                before.write(b"\n")
+    return path.open("a", encoding="utf-8")
 
 
 def _clear(path: Path) -> None:

@@ -72,7 +72,7 @@ def to_record(job: JobConfig, group: OpenGroup, worker: str, incarnation: int) -
 
 def is_sampled(job: JobConfig, group: OpenGroup) -> bool:
     """Whether people shall be able to read it: the same prompts are, wherever they run."""
-    every = job.telemetry.sample_every_groups
+    every = job.telemetry.sample_every_groups if job.telemetry.enabled else 0
     return every > 0 and group.lease.prompt.ordinal % every == 0
 
 

@@ -99,7 +99,7 @@ class RolloutWorker:
         self._decode = decode
         self._events = events
         self._num_answers = num_answers(job)
-        self._busy = Busy()
+        self._busy = Busy(keeps_spans=job.telemetry.enabled)
         self._open: dict[int, OpenGroup] = {}  # by lease id
         self._waiting: deque[tuple[Lease, float]] = deque()  # wait for their version; drop at
         self._lease_call: _Call[LeaseReply] | None = None

@@ -27,8 +27,13 @@ start_s counts from the epoch):
             `skipped`  version (which stays), num_groups, detail: a gradient was not finite
             `commit_failed`, `prune_failed`
                        version, message
-    driver  `went_back`  timeline, version, cause
-            and, with the role and index of the worker that they are about:
+    driver  `launched`   timeline, version from which it goes on
+            `went_back`  timeline, version, cause
+            `replay`     num_buffered, num_running (leases); about once a second, when they change
+            `paused`, `resumed`
+            `tracker_failed`  tracker, message
+            and, with the role (and index, of a worker) that they are about:
+            `scaled`  num_before, num_after: from now on; ranks after their step and a commit
             `worker_started`  incarnation, node, pid
             `worker_died`     incarnation, cause, blame (its prompts may have killed it)
             `worker_left`     incarnation, reason
@@ -91,7 +96,8 @@ class Busy:
     """Seconds spent in each named phase since the last `drain`, and the one under way. Phases do
     not nest. One thread enters them; any may read `now`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, keeps_spans: bool = True) -> None:
+        self._keeps_spans = keeps_spans
         self._seconds: dict[str, float] = {}
         self._spans: list[_Span] = []
         self._now = ("between", time.perf_counter())
@@ -106,7 +112,8 @@ class Busy:
             end_s = time.perf_counter()
             self._now = ("between", end_s)
             self._seconds[name] = self._seconds.get(name, 0.0) + end_s - start_s
-            self._note_span(name, start_s, end_s)
+            if self._keeps_spans:
+                self._note_span(name, start_s, end_s)
 
     def now(self) -> tuple[str, float]:
         """The phase under way, and the seconds since it began."""
@@ -121,10 +128,11 @@ class Busy:
         """[phase, start since the epoch, seconds] of each stretch since the last call, by time."""
         spans, self._spans = self._spans, []
         epoch_s = time.time() - time.perf_counter()
-        return [
+        rounded: list[Span] = [
             [span.phase, round(epoch_s + span.start_s, 4), round(span.end_s - span.start_s, 4)]
             for span in spans
         ]
+        return [span for span in rounded if span[2]]
 
     def _note_span(self, name: str, start_s: float, end_s: float) -> None:
         """A decode step takes milliseconds and an event tells of a second, so what is short goes

@@ -68,12 +68,12 @@ def _settings(runs: Sequence[RunRecord], names: Sequence[str]) -> Html:
     if not found:
         return tag("p", "The resolved jobs are the same.")
     rows = [[key, *values] for key, values in found.items()]
-    return table(["key", *names], rows, numbers=set())
+    return table(["key", *names], rows, words={0})
 
 
 def _figures(names: Sequence[str], figures: Sequence[Figures]) -> Html:
     rows = [[title, *(tell(f) for f in figures)] for title, tell in ROWS.items()]
-    return table(["", *names], rows, numbers=set(range(1, len(names) + 1)))
+    return table(["", *names], rows, numbers=range(1, len(names) + 1), words={0})
 
 
 def _held(figures: Figures, key: str) -> str:

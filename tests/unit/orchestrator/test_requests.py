@@ -11,6 +11,7 @@ from orchestrator.control import Asked, Pause, Request, Resume, Scale, Stop
 from orchestrator.requests import Requests
 from slipstream.config.job import JobConfig
 from slipstream.errors import RoleFailed
+from slipstream.telemetry import EventLog
 from tests.helpers.jobs import make_job
 
 
@@ -55,7 +56,8 @@ class Running:
     def __init__(self, **sections: Any) -> None:
         job = make_job(**sections)
         self.control, self.fleet = Control(), Fleet(job)
-        self.requests = Requests(job, self.control, self.fleet)  # type: ignore[arg-type]
+        self.events = EventLog("driver", 0)
+        self.requests = Requests(job, self.control, self.fleet, self.events)  # type: ignore[arg-type]
 
     def ask(self, request: Request) -> tuple[bool, str]:
         self.control.asked.append(request)
@@ -64,6 +66,11 @@ class Running:
 
     def tick(self, **replay: Any) -> None:
         self.requests.tick(replay)
+
+    def told(self) -> list[tuple[Any, ...]]:
+        """Kind, role and numbers of each event."""
+        names = ("kind", "role", "num_before", "num_after")
+        return [tuple(e[name] for name in names if name in e) for e in self.events.drain()]
 
 
 @pytest.fixture(autouse=True)
@@ -220,3 +227,16 @@ def test_a_role_that_does_not_answer_is_a_refusal_and_no_end_of_the_job() -> Non
         "not now, ask again: replay did not answer within 60 s",
     )
     assert running.control.answers[1][0], "the next one is carried out all the same"
+
+
+def test_what_is_done_is_told() -> None:
+    running = Running()
+    running.ask(Scale(rollout=3, learner=2))
+    assert running.told() == [("scaled", "rollout", 2, 3), ("scaled", "learner", 1, 2)]
+    running.ask(Scale(rollout=2, learner=2))
+    assert running.told() == [], "as many as there are, or as there will be"
+    for request in (Pause(), Pause(), Resume()):
+        running.ask(request)
+    assert running.told() == [("paused", "driver"), ("resumed", "driver")]
+    running.ask(Scale(learner=100))
+    assert running.told() == [], "refused"
