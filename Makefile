@@ -3,7 +3,7 @@ SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONWARNINGS := ignore::SyntaxWarning
 
-.PHONY: help install quickstart check test seeds modes bench algorithms staleness peers bench-replay chaos scaling netns clean
+.PHONY: help install quickstart check test seeds modes bench algorithms staleness peers bench-replay chaos scaling netns screenshots clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -69,6 +69,11 @@ scaling: install
 netns: install
 	PYTHONPATH=.:scripts python scripts/netns.py
 
+## make screenshots  pictures of the dashboard, of Prometheus and of a report; writes docs/images
+screenshots: install
+	scripts/environment.sh .venv-browser scripts/screenshots/requirements.txt
+	PYTHONPATH=.:scripts .venv-browser/bin/python -m screenshots
+
 ## make clean        remove the environment and what runs left behind
 clean:
-	rm -rf .venv .venv-trl .venv-peers runs
+	rm -rf .venv .venv-trl .venv-peers .venv-browser runs
