@@ -109,7 +109,7 @@ ROWS: dict[str, Callable[[Figures], str]] = {
     "mean lag": lambda f: _number(f["lag"] and f["lag"]["mean"], 2),
     "learner waits": lambda f: share(mean_share(f, "learner")),
     "rollout waits": lambda f: share(mean_share(f, "rollout")),
-    "dropped prompts": lambda f: f"{sum(f['drops'].values()):,}",
+    "dropped prompts": lambda f: "-" if f["drops"] is None else f"{sum(f['drops'].values()):,}",
     "faults": lambda f: f"{sum(f['faults'].values()):,}",
     "lost": _lost,
 }

@@ -263,8 +263,11 @@ def _timeline(run: RunRecord, drawn: list[Chart]) -> list[Html]:
     ]
     found = [tag("figure", *figure, class_="wide")]
     if close is not None:
+        length, after = close.until_s - close.from_s, seconds(close.from_s - window.from_s)
         inner = [
-            tag("h3", f"What every role did: {close.until_s - close.from_s:.0f} s in the middle"),
+            tag(
+                "h3", f"What every role did: {length:.0f} s in the middle, {after} after the start"
+            ),
             *_both(drawn, "timeline_detail", lambda n, w: timeline.close_up(n, history, close, w)),
         ]
         found.append(tag("figure", *inner, class_="wide"))
@@ -368,8 +371,14 @@ def _losses(run: RunRecord, figures: Mapping[str, Any]) -> list[Entry]:
 
 
 def _drops(figures: Mapping[str, Any]) -> Entry:
-    title, dropped, again = "Dropped, or issued again", figures["drops"], figures["reissues"]
-    failed = figures["failures"]
+    title = "Dropped, or issued again"
+    if figures["drops"] is None:
+        return (
+            title,
+            None,
+            "Not known: replay's figures are neither in status.json nor result.json.",
+        )
+    dropped, again, failed = (figures[n] or {} for n in ("drops", "reissues", "failures"))
     said = f" Failed rollouts: {_listed(failed)}." if any(failed.values()) else ""
     counts = {
         **{f"dropped: {reason}": n for reason, n in dropped.items() if n},

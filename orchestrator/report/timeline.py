@@ -81,7 +81,8 @@ def detail(history: History, window: Window) -> Window | None:
         return None
     middle_s = times[len(times) // 2]
     half_s = min(DETAIL_S, (window.until_s - window.from_s) / DETAIL_PART) / 2
-    return Window(from_s=middle_s - half_s, until_s=middle_s + half_s, zero_s=window.zero_s)
+    from_s = max(window.from_s, middle_s - half_s)
+    return Window(from_s=from_s, until_s=middle_s + half_s, zero_s=from_s)
 
 
 def shown_roles(history: History) -> list[str]:
@@ -110,6 +111,7 @@ def overview(name: str, history: History, window: Window, width: Width) -> Chart
         for row, role in enumerate(roles):
             _binned(axes, history.spans[role], edges, row, window)
         _rows(axes, roles, window, history.marks)
+        axes.set_xlabel(f"{window.unit[0]} since the start")
 
     return draw(name, fill, (WIDTHS_IN[width], _height_in(roles)))
 
@@ -174,7 +176,7 @@ def _rows(axes: Axes, roles: Sequence[str], window: Window, marks: Iterable[Mark
     axes.set_xlim(*window.places(np.asarray([window.from_s, window.until_s])))
     axes.grid(visible=False)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8))
-    axes.set_xlabel(f"{window.unit[0]} since the start")
+    axes.set_xlabel(window.unit[0])
 
 
 def _marks(axes: Axes, marks: Sequence[Mark], row: int, window: Window) -> None:
