@@ -12,8 +12,10 @@ from orchestrator.report import charts
 from orchestrator.report.charts import Chart, Line
 from orchestrator.report.markup import Html, tag
 from orchestrator.report.numbers import by_set, mean_share
-from orchestrator.report.page import Page, document, flat, seconds, share, table
+from orchestrator.report.page import Page, document
 from orchestrator.report.read import RunRecord
+from orchestrator.report.tables import flat, table
+from orchestrator.report.words import seconds, share
 
 ABSENT = "not set"
 Figures = Mapping[str, Any]

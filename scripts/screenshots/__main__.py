@@ -19,7 +19,6 @@ import os
 import secrets
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.parse
@@ -48,7 +47,7 @@ GRAPHS = (
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--job", type=Path, default=ROOT / "examples/arithmetic/buffered.yaml")
+    parser.add_argument("--job", type=Path, default=Path("examples/arithmetic/buffered.yaml"))
     options = parser.parse_args()
     token = secrets.token_hex(32)
     os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token, RAY_USAGE_STATS_ENABLED="0")
@@ -103,7 +102,7 @@ def prometheus_of(folder: Path) -> Iterator[str | None]:
 def launched(
     file: Path, steps: int, address: str, folder: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
-    settings = (f"learner.num_steps={steps}", f"name={NAME}", f"checkpoint.dir={ROOT / 'runs'}")
+    settings = (f"learner.num_steps={steps}", f"name={NAME}", "checkpoint.dir=runs")
     evaluation = ("data.eval_every_steps=50", "checkpoint.every_steps=50")
     where = ("--overwrite", "--address", address)
     command = [*slipstream("launch", str(file), *where), *settings, *evaluation]
@@ -123,8 +122,8 @@ def running(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def slipstream(*arguments: str) -> list[str]:
-    python = shutil.which("python") or sys.executable  # that of `make`, which has Slipstream
-    return [python, "-m", "orchestrator.cli", *arguments]
+    """By the first Python on the path, which is that of `make`; pictures show the command."""
+    return ["python", "-m", "orchestrator.cli", *arguments]
 
 
 def num_steps() -> int:
