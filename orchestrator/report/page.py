@@ -13,7 +13,7 @@ from orchestrator.report.charts import Chart
 from orchestrator.report.history import HELD_OUT
 from orchestrator.report.markup import Html, tag
 from orchestrator.report.numbers import mean_share
-from orchestrator.report.panels import learning, losses, work
+from orchestrator.report.panels import Entry, learning, losses, work
 from orchestrator.report.read import RunRecord
 from orchestrator.report.style import CSS, PHASES, colour_of_phase, to_variables
 from orchestrator.report.tables import events, faults, missing, newest_launch, settings, verdict
@@ -33,34 +33,17 @@ class Page:
 
 
 def run_page(run: RunRecord, figures: Mapping[str, Any]) -> Page:
-    drawn: list[Chart] = []
-
-    def shown(title: str, chart: Chart | None, caption: str) -> Html:
-        if chart is not None:
-            drawn.append(chart)
-        note = caption if chart is not None or caption else "Nothing is known of it."
-        return tag(
-            "figure",
-            tag("h3", title),
-            None if chart is None else chart.svg,
-            tag("figcaption", note) if note else None,
-        )
-
+    drawn: list[Chart] = []  # in the order of the page
     body = [
         header(figures, run),
         cards(figures),
         tag("h2", "Does it learn?"),
-        tag("div", *(shown(*entry) for entry in learning(run, figures)), class_="charts"),
+        _row(drawn, learning(run, figures)),
         tag("h2", "Is anybody waiting?"),
         *_timeline(run, drawn),
-        tag("div", *(shown(*entry) for entry in work(run, figures)), class_="charts"),
+        _row(drawn, work(run, figures)),
         tag("h2", "Was anything lost?"),
-        tag(
-            "div",
-            verdict(figures),
-            *(shown(*entry) for entry in losses(run, figures)),
-            class_="charts",
-        ),
+        _row(drawn, losses(run, figures), verdict(figures)),
         tag("h2", "Faults and recoveries"),
         faults(run),
         tag("h2", "Samples to read"),
@@ -72,6 +55,16 @@ def run_page(run: RunRecord, figures: Mapping[str, Any]) -> Page:
         missing(run),
     ]
     return Page(html=document(f"{run.name}: Slipstream report", body), charts=tuple(drawn))
+
+
+def _row(drawn: list[Chart], entries: Sequence[Entry], *before: Html) -> Html:
+    """Charts beside each other; where there is none, its caption says why."""
+    drawn += [chart for _, chart, _ in entries if chart is not None]
+    figures = [
+        tag("figure", tag("h3", title), chart and chart.svg, tag("figcaption", caption))
+        for title, chart, caption in entries
+    ]
+    return tag("div", *before, *figures, class_="charts")
 
 
 def document(title: str, body: Sequence[object]) -> str:
