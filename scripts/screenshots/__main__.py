@@ -37,10 +37,10 @@ DESK, PHONE = 1440, 390  # pixels
 NAME = "arithmetic"
 COOKIE = "ray-authentication-token"  # what the dashboard's own dialog sets
 START_S, WHOLE_S, SCRAPED_S = 90.0, 1500.0, 90.0
-GRAPHS = (
-    "ray_slipstream_reward",
-    "ray_slipstream_generated_tokens_per_second or ray_slipstream_trained_tokens_per_second",
-    "ray_slipstream_busy_share",
+GRAPHS = (  # without the labels that Ray adds
+    "max by (run) (ray_slipstream_reward)",
+    'max by (__name__) ({__name__=~"ray_slipstream_(generated|trained)_tokens_per_second"})',
+    "max by (role, index) (ray_slipstream_busy_share)",
 )
 
 

@@ -64,10 +64,12 @@ def look(
         chrome.refresh()
     time.sleep(settle_s)
     size = chrome.execute_cdp_cmd("Page.getLayoutMetrics", {})["cssContentSize"]
-    assert size["width"] <= chrome.execute_script("return window.innerWidth"), f"{url} is too wide"
-    clip = {"x": 0, "y": 0, "width": size["width"], "height": min(size["height"], max_height)}
+    chrome.execute_script("document.activeElement.blur(); window.scrollTo(0, 0)")
+    width: int = chrome.execute_script("return window.innerWidth")
+    clip = {"x": 0, "y": 0, "width": width, "height": min(size["height"], max_height)}
     options = {"captureBeyondViewport": True, "clip": {**clip, "scale": 1}}
     picture = chrome.execute_cdp_cmd("Page.captureScreenshot", options)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(base64.b64decode(picture["data"]))
-    print(target, flush=True)
+    wider = size["width"] - width
+    print(target, f"({wider:.0f} pixels wider than the window)" if wider > 0 else "", flush=True)
