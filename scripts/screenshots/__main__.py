@@ -103,7 +103,8 @@ def launched(
     file: Path, steps: int, address: str, folder: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
     settings = (f"learner.num_steps={steps}", f"name={NAME}", "checkpoint.dir=runs")
-    evaluation = ("data.eval_every_steps=50", "checkpoint.every_steps=50")
+    every = max(1, steps // 6)
+    evaluation = (f"data.eval_every_steps={every}", f"checkpoint.every_steps={every}")
     where = ("--overwrite", "--address", address)
     command = [*slipstream("launch", str(file), *where), *settings, *evaluation]
     with running(command, folder / "launch.log") as job:
