@@ -27,6 +27,7 @@ NUM_BINS: dict[Width, int] = {"wide": 300, "narrow": 100}
 BIN_S = 0.5  # at least
 MAX_ROLES = 24
 MAX_SPANS = 800  # of a role in the detail; more are shown in bins
+EDGE = 0.008  # left and right of the window, so that no mark touches the names
 DETAIL_S = 60.0
 DETAIL_PART = 5  # of a short run at most its fifth
 MARKS = {  # kind -> marker, colour
@@ -173,7 +174,8 @@ def _rows(axes: Axes, roles: Sequence[str], window: Window, marks: Iterable[Mark
     axes.set_yticks([*range(row), row], [*roles, "events"])
     axes.tick_params(axis="y", labelcolor=LIGHT["ink"])
     axes.set_ylim(row + 0.6, -0.6)
-    axes.set_xlim(*window.places(np.asarray([window.from_s, window.until_s])))
+    left, right = window.places(np.asarray([window.from_s, window.until_s]))
+    axes.set_xlim(left - EDGE * (right - left), right + EDGE * (right - left))
     axes.grid(visible=False)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8))
     axes.set_xlabel(window.unit[0])
