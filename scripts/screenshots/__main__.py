@@ -107,6 +107,7 @@ def launched(
     evaluation = (f"data.eval_every_steps={every}", f"checkpoint.every_steps={every}")
     where = ("--overwrite", "--address", address)
     command = [*slipstream("launch", str(file), *where), *settings, *evaluation]
+    shutil.rmtree(ROOT / "runs" / NAME, ignore_errors=True)  # its steps would be counted
     with running(command, folder / "launch.log") as job:
         yield job
 
