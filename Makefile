@@ -81,6 +81,11 @@ netns: install
 telemetry-cost: install
 	PYTHONPATH=.:scripts python scripts/telemetry_cost.py
 
+## make screenshots  pictures of the dashboard, of Prometheus and of a report; writes docs/images
+screenshots: install
+	scripts/environment.sh .venv-browser scripts/screenshots/requirements.txt
+	PYTHONPATH=.:scripts .venv-browser/bin/python -m screenshots
+
 ## make clean        remove the environment and what runs left behind
 clean:
-	rm -rf .venv .venv-trl .venv-peers runs
+	rm -rf .venv .venv-trl .venv-peers .venv-browser runs

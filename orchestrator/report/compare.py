@@ -12,8 +12,10 @@ from orchestrator.report import charts
 from orchestrator.report.charts import Chart, Line
 from orchestrator.report.markup import Html, tag
 from orchestrator.report.numbers import by_set, mean_share
-from orchestrator.report.page import Page, document, flat, seconds, share, table
+from orchestrator.report.page import Page, document
 from orchestrator.report.read import RunRecord
+from orchestrator.report.tables import flat, table
+from orchestrator.report.words import seconds, share
 
 ABSENT = "not set"
 Figures = Mapping[str, Any]
@@ -68,12 +70,12 @@ def _settings(runs: Sequence[RunRecord], names: Sequence[str]) -> Html:
     if not found:
         return tag("p", "The resolved jobs are the same.")
     rows = [[key, *values] for key, values in found.items()]
-    return table(["key", *names], rows, numbers=set())
+    return table(["key", *names], rows, words={0})
 
 
 def _figures(names: Sequence[str], figures: Sequence[Figures]) -> Html:
     rows = [[title, *(tell(f) for f in figures)] for title, tell in ROWS.items()]
-    return table(["", *names], rows, numbers=set(range(1, len(names) + 1)))
+    return table(["", *names], rows, numbers=range(1, len(names) + 1), words={0})
 
 
 def _held(figures: Figures, key: str) -> str:
@@ -109,7 +111,7 @@ ROWS: dict[str, Callable[[Figures], str]] = {
     "mean lag": lambda f: _number(f["lag"] and f["lag"]["mean"], 2),
     "learner waits": lambda f: share(mean_share(f, "learner")),
     "rollout waits": lambda f: share(mean_share(f, "rollout")),
-    "dropped prompts": lambda f: f"{sum(f['drops'].values()):,}",
+    "dropped prompts": lambda f: "-" if f["drops"] is None else f"{sum(f['drops'].values()):,}",
     "faults": lambda f: f"{sum(f['faults'].values()):,}",
     "lost": _lost,
 }

@@ -32,6 +32,7 @@ FAULTS = {
     "tracker_failed": "tracker failed",
 }
 EVENTS = {
+    "launched": "launched",
     "worker_started": "worker started",
     "worker_left": "worker left",
     "left": "worker left",
@@ -149,7 +150,7 @@ class History:
                 self._eval(event, time_s)
             case "adopted" | "published":
                 self._synced(kind, event)
-            case "went_back":
+            case "went_back" | "launched":
                 self._go_back(event["version"])
                 self._branches.append((event["timeline"], event["version"]))
         if kind in FAULTS or kind in EVENTS:
@@ -238,7 +239,8 @@ def _finite(value: float | None) -> float | None:
 
 def _who(event: Mapping[str, Any]) -> str:
     role = str(event.get("role", "?"))
-    return role if role == "driver" else f"{role}-{event.get('index', 0)}"
+    is_one_of_many = role != "driver" and event["kind"] != "scaled"
+    return f"{role}-{event.get('index', 0)}" if is_one_of_many else role
 
 
 def _mark(event: Mapping[str, Any], time_s: float) -> Mark:
@@ -252,8 +254,9 @@ def _told(event: Mapping[str, Any]) -> str:
         case "went_back":
             return f"to version {version}: {_first_line(event.get('cause'))}"
         case "scaled":
-            who = event.get("role_scaled", event.get("role", ""))
-            return f"{who}: {event.get('num_before')} to {event.get('num_after')}"
+            return f"{event.get('num_before')} to {event.get('num_after')}"
+        case "launched":
+            return f"from version {version}"
         case "commit":
             return f"version {version}"
         case "best":

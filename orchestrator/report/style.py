@@ -89,6 +89,7 @@ table{border-collapse:collapse;font-size:13.5px;width:100%}
 th,td{text-align:left;padding:5px 14px 5px 0;border-bottom:1px solid var(--grid);
   vertical-align:top}
 th{color:var(--muted);font-weight:600;white-space:nowrap}
+td.w{white-space:nowrap}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 details{background:var(--card);border:1px solid var(--grid);border-radius:10px;margin:0 0 8px}
 summary{cursor:pointer;padding:9px 16px;overflow-wrap:anywhere}

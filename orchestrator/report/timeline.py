@@ -27,9 +27,11 @@ NUM_BINS: dict[Width, int] = {"wide": 300, "narrow": 100}
 BIN_S = 0.5  # at least
 MAX_ROLES = 24
 MAX_SPANS = 800  # of a role in the detail; more are shown in bins
+EDGE = 0.008  # left and right of the window, so that no mark touches the names
 DETAIL_S = 60.0
 DETAIL_PART = 5  # of a short run at most its fifth
 MARKS = {  # kind -> marker, colour
+    "launched": (">", "ink"),
     "worker_died": ("X", "red"),
     "worker_given_up": ("X", "red"),
     "went_back": ("<", "red"),
@@ -80,7 +82,8 @@ def detail(history: History, window: Window) -> Window | None:
         return None
     middle_s = times[len(times) // 2]
     half_s = min(DETAIL_S, (window.until_s - window.from_s) / DETAIL_PART) / 2
-    return Window(from_s=middle_s - half_s, until_s=middle_s + half_s, zero_s=window.zero_s)
+    from_s = max(window.from_s, middle_s - half_s)
+    return Window(from_s=from_s, until_s=middle_s + half_s, zero_s=from_s)
 
 
 def shown_roles(history: History) -> list[str]:
@@ -109,6 +112,7 @@ def overview(name: str, history: History, window: Window, width: Width) -> Chart
         for row, role in enumerate(roles):
             _binned(axes, history.spans[role], edges, row, window)
         _rows(axes, roles, window, history.marks)
+        axes.set_xlabel(f"{window.unit[0]} since the start")
 
     return draw(name, fill, (WIDTHS_IN[width], _height_in(roles)))
 
@@ -170,10 +174,11 @@ def _rows(axes: Axes, roles: Sequence[str], window: Window, marks: Iterable[Mark
     axes.set_yticks([*range(row), row], [*roles, "events"])
     axes.tick_params(axis="y", labelcolor=LIGHT["ink"])
     axes.set_ylim(row + 0.6, -0.6)
-    axes.set_xlim(*window.places(np.asarray([window.from_s, window.until_s])))
+    left, right = window.places(np.asarray([window.from_s, window.until_s]))
+    axes.set_xlim(left - EDGE * (right - left), right + EDGE * (right - left))
     axes.grid(visible=False)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8))
-    axes.set_xlabel(f"{window.unit[0]} since the start")
+    axes.set_xlabel(window.unit[0])
 
 
 def _marks(axes: Axes, marks: Sequence[Mark], row: int, window: Window) -> None:

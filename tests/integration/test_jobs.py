@@ -15,6 +15,7 @@ from two_nodes import two_nodes
 from tests.helpers.runs import (
     ROOT,
     assert_nothing_is_left,
+    environment,
     events,
     kill_with_children,
     launch,
@@ -116,6 +117,31 @@ def test_transformers_loads_the_trained_model(runs: Path) -> None:
     tokens = AutoTokenizer.from_pretrained(path)("12 + 34=", return_tensors="pt")
     with torch.no_grad():
         assert model(tokens["input_ids"]).logits.isfinite().all()
+
+
+def test_a_real_run_is_reported_and_its_model_exported(runs: Path, tmp_path: Path) -> None:
+    found = slipstream("report", str(runs / "buffered"), "--out", str(tmp_path), "--json")
+    figures = json.loads(found)["runs"][0]
+    assert (figures["state"], figures["version"], figures["lag"]["max"]) == ("ended", 10, 0)
+    assert figures["ledger"]["holds"]
+    assert 0 < figures["wait_share"]["learner-0"] < 1
+    assert not any("cannot" in note or "could not" in note for note in figures["missing"])
+    charts = {path.stem for path in tmp_path.glob("*.png")}
+    assert {"reward", "held_out", "lag", "timeline", "timeline_detail", "sync"} <= charts
+    slipstream("export", str(runs / "buffered"), str(tmp_path / "model"))
+    model = (tmp_path / "model" / "model.safetensors").read_bytes()
+    trained = newest_commit(runs / "buffered") / "model" / "model.safetensors"
+    assert model == trained.read_bytes()
+    assert "version 10" in (tmp_path / "model" / "README.md").read_text()
+
+
+def slipstream(*arguments: str) -> str:
+    program = [sys.executable, "-m", "orchestrator.cli", *arguments]
+    done = subprocess.run(
+        program, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def test_killed_and_resumed_is_as_if_it_had_never_been_killed(runs: Path) -> None:
