@@ -25,7 +25,8 @@ def plan(*arguments: str) -> Result:
 @pytest.fixture
 def gpu_job(tmp_path: Path) -> list[str]:
     (tmp_path / "config.json").write_text(json.dumps(QWEN2_5_7B))
-    overrides = ["model.dtype=bfloat16", f"model.path={tmp_path}", "rollout.gpus=1"]
+    overrides = ["model.dtype=bfloat16", "weights.max_probe_error=0.3", "rollout.gpus=1"]
+    overrides += [f"model.path={tmp_path}"]
     overrides += ["learner.gpus_per_rank=1", "learner.num_ranks=8", "learner.zero_stage=3"]
     overrides.append("weights.max_probe_error=0.3")
     return [BUFFERED, *overrides, f"checkpoint.dir={tmp_path}"]
