@@ -133,7 +133,7 @@ def lines(
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         if is_share:
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         _label_ends(axes, [line for line in series if line.label and len(line.ys)])
 
     return draw(name, fill)

@@ -18,6 +18,7 @@ import json
 import os
 import secrets
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -30,7 +31,6 @@ from typing import Any
 
 from results import ROOT
 from screenshots.browser import browser, look
-from two_nodes import _free_port as free_port
 
 IMAGES = ROOT / "docs" / "images"
 DESK, PHONE = 1440, 390  # pixels
@@ -121,6 +121,13 @@ def running(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     finally:
         process.terminate()
         process.wait(timeout=60)
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port: int = taken.getsockname()[1]
+        return port
 
 
 def slipstream(*arguments: str) -> list[str]:
