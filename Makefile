@@ -83,6 +83,7 @@ telemetry-cost: install
 
 ## make screenshots  pictures of the dashboard, of Prometheus and of a report; writes docs/images
 screenshots: install
+	scripts/debian.sh chromium chromium-driver
 	scripts/environment.sh .venv-browser scripts/screenshots/requirements.txt
 	PYTHONPATH=.:scripts .venv-browser/bin/python -m screenshots
 

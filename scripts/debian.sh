@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Debian's packages that some tests use. Does nothing where they are there, or cannot be installed:
+# Debian's packages that some tests use, and those named as arguments. Does nothing where they are there, or cannot be installed:
 # those tests are skipped then, and say so.
 set -euo pipefail
 
-packages=(prometheus)
+packages=(prometheus "$@")
 
 missing=()
 for package in "${packages[@]}"; do

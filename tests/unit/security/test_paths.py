@@ -79,13 +79,13 @@ def test_commits_that_are_a_link_are_refused(runs: Path, precious: Path) -> None
 
 def test_links_inside_a_run_are_removed_and_not_followed(runs: Path, precious: Path) -> None:
     run = runs / "mine"
-    (run / "tensorboard").mkdir(parents=True)
+    (run / "deeper").mkdir(parents=True)
     (run / "job.yaml").touch()
     (run / "notes").symlink_to(precious)
-    (run / "tensorboard" / "deep").symlink_to(precious)
+    (run / "deeper" / "deep").symlink_to(precious)
     RunDir.open(job_in(runs), overwrite=True).close()
     assert not (run / "notes").is_symlink()
-    assert not (run / "tensorboard").exists()
+    assert not (run / "deeper").exists()
     assert (precious / "thesis.txt").read_text() == "years of work"
 
 
