@@ -1,6 +1,6 @@
-"""A cluster as `docs/cluster.md` has it made, and everything that is done to it from outside.
+"""A cluster as the README has it made, and everything that is done to it from outside.
 
-The page's commands run as they stand, but for ports and Ray's temporary directory, because another
+Its commands run as they stand, but for ports and Ray's temporary directory, because another
 cluster may be on this machine, and for the engine, to save time.
 """
 
@@ -35,9 +35,11 @@ SCRIPTED = (
 )
 
 
-def page_commands() -> list[str]:
-    """Every line of the page's code blocks, in order."""
-    blocks = re.findall(r"^```\n(.*?)^```", (ROOT / "docs" / "cluster.md").read_text(), re.M | re.S)
+def readme_commands() -> list[str]:
+    """Every line of the section's code blocks, in order."""
+    section = re.search(r"^## On a cluster\n(.*?)^## ", (ROOT / "README.md").read_text(), re.M | re.S)
+    assert section is not None
+    blocks = re.findall(r"^```\n(.*?)^```", section[1], re.M | re.S)
     return [line for block in blocks for line in block.splitlines()]
 
 
@@ -84,7 +86,7 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """The two nodes of the page, with a home directory and a token of their own."""
+    """The two nodes of the section, with a home directory and a token of their own."""
     home = tmp_path_factory.mktemp("home")
     cache = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
     env = {**environment(), "HOME": str(home), "XDG_CACHE_HOME": cache, "COLUMNS": "120"}
@@ -96,7 +98,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     temp_dir = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # its sockets' paths must be short
     with ExitStack() as nodes:
         nodes.callback(shutil.rmtree, temp_dir, ignore_errors=True)
-        for command in page_commands():
+        for command in readme_commands():
             words = shlex.split(command.replace("127.0.0.1:6379", f"127.0.0.1:{port}"))
             if words[:2] == ["ray", "start"]:
                 if "--head" in words:
@@ -131,9 +133,9 @@ def free_ports(num_ports: int) -> list[int]:
         return [taken.getsockname()[1] for taken in sockets]
 
 
-def test_the_page_from_its_first_command_to_its_last(cluster: Cluster) -> None:
+def test_the_readme_from_its_first_command_to_its_last(cluster: Cluster) -> None:
     """`make install` and `source` are how this test's own environment was made."""
-    commands = page_commands()
+    commands = readme_commands()
     assert commands[:2] == ["make install", "source .venv/bin/activate"]
     run = cluster.home / "runs" / "arithmetic-multinode"
     env = dict(cluster.env)
