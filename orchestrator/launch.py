@@ -167,7 +167,8 @@ class _Run:
         self._events = EventLog("driver", 0)
         self._requests = Requests(job, Control(run_dir.path, lease.mine.id), fleet, self._events)
         self._evaluations = Evaluations(fleet.request_evaluation)
-        self._exporter = Exporter(job.name, progress.note, is_on=job.telemetry.metrics)
+        is_exporting = job.telemetry.enabled and job.telemetry.metrics
+        self._exporter = Exporter(job.name, progress.note, is_on=is_exporting)
         self._best = BestKeeper(job, run_dir.path / "checkpoints")
         self._paused_at_s = 0.0
         self._scaling: Scaling | None = None

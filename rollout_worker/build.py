@@ -51,7 +51,8 @@ def build_worker(
 
 def build_engine(job: JobConfig, tokenizer: Any, name: str) -> Engine:
     """Holds the weights of `model.path` as version -1, until others are loaded."""
-    metrics_name = f"{job.name}/{name}" if job.telemetry.engine_metrics else None
+    is_measured = job.telemetry.enabled and job.telemetry.engine_metrics
+    metrics_name = f"{job.name}/{name}" if is_measured else None
     eos = eos_token_ids(job.model, tokenizer)
     match job.rollout.engine:
         case "vllm":

@@ -285,8 +285,7 @@ class HealthConfig(Section):
 class TelemetryConfig(Section):
     progress_every_s: PositiveFloat = 1.0
     watchdog_s: PositiveFloat = 1800.0  # no learner step for so long ends the job
-    # false: no spans, samples, TensorBoard files, trackers and trace; metrics.jsonl alone
-    enabled: bool = True
+    enabled: bool = True  # false: nothing of what follows, no spans, curves and trace
     trackers: tuple[TrackerName, ...] = ()  # beside TensorBoard's files; docs/trackers.md
     sample_every_groups: NonNegativeInt = 50  # of so many one is kept for people; 0: none
     max_sample_chars: PositiveInt = 8000  # of such a prompt and of each of its answers

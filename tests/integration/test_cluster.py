@@ -37,7 +37,9 @@ SCRIPTED = (
 
 def readme_commands() -> list[str]:
     """Every line of the section's code blocks, in order."""
-    section = re.search(r"^## On a cluster\n(.*?)^## ", (ROOT / "README.md").read_text(), re.M | re.S)
+    section = re.search(
+        r"^## On a cluster\n(.*?)^## ", (ROOT / "README.md").read_text(), re.M | re.S
+    )
     assert section is not None
     blocks = re.findall(r"^```\n(.*?)^```", section[1], re.M | re.S)
     return [line for block in blocks for line in block.splitlines()]
