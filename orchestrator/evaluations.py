@@ -17,10 +17,13 @@ class Evaluations:
         self._ask = ask
         self._wanted: dict[int, str | None] = {}  # by version: who was asked
         self._ever: set[int] = set()  # wanted, of weights that are not gone
+        self._last: int | None = None  # the newest weights that will ever be
 
     def want(self, version: int) -> None:
         """Of the weights of `version`, once. Best before there are such weights: the worker then
         takes no newer ones first."""
+        if self._last is not None and version > self._last:
+            return
         if version > max(self._ever, default=-1):
             self._ever.add(version)
             self._wanted[version] = None
@@ -39,6 +42,12 @@ class Evaluations:
         """Newer weights are gone, or will never be."""
         self._ever = {v for v in self._ever if v <= version}
         self._wanted = {v: who for v, who in self._wanted.items() if v <= version}
+
+    def finish(self, version: int) -> None:
+        """Want the weights of `version`, the last ones, and none that would come after them."""
+        self.forget_after(version)
+        self.want(version)
+        self._last = version
 
     def tick(self, present: Collection[str]) -> None:
         """Ask for what nobody `present` was asked for."""

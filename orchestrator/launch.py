@@ -167,6 +167,7 @@ class _Run:
         self._events = EventLog("driver", 0)
         self._requests = Requests(job, Control(run_dir.path, lease.mine.id), fleet, self._events)
         self._evaluations = Evaluations(fleet.request_evaluation)
+        self._last_set = next(reversed(job.data.held_out), None)  # of which a worker tells
         is_exporting = job.telemetry.enabled and job.telemetry.metrics
         self._exporter = Exporter(job.name, progress.note, is_on=is_exporting)
         self._best = BestKeeper(job, run_dir.path / "checkpoints")
@@ -263,7 +264,8 @@ class _Run:
                 case "worker_died" | "worker_given_up":
                     self._progress.note(str(event["cause"]).splitlines()[0])
                 case "eval" if self._state.counts(event):
-                    self._evaluations.heard(event)
+                    if event["set"] == self._last_set:  # those before it are of the same version
+                        self._evaluations.heard(event)
                 case "eval" | "eval_dropped":
                     self._evaluations.missed(f"rollout-{event['index']}")
                 case "eval_skipped":
@@ -360,8 +362,9 @@ class _Run:
         self._evaluations.tick(present)
 
     def _final_evaluation(self) -> None:
-        self._evaluations.forget_after(self._state.version)
-        self._want_evaluation(self._state.version)
+        if not self._job.data.held_out:
+            return
+        self._evaluations.finish(self._state.version)
         # All is trained and committed: a worker that must be replaced first is waited for.
         limit_s = self._job.rollout.start_timeout_s + EVAL_TIMEOUT_S
         deadline_s = time.monotonic() + limit_s

@@ -66,11 +66,21 @@ def test_what_will_never_be_is_forgotten_and_the_last_version_is_evaluated() -> 
     evaluations = Evaluations(workers.ask)
     evaluations.want(10)  # in advance
     evaluations.tick(workers.present)
-    evaluations.forget_after(7)  # where the job was stopped
-    assert evaluations.is_done
-    evaluations.want(7)
+    evaluations.finish(7)  # where the job was stopped
     evaluations.tick(workers.present)
     assert workers.asked == [(10, "a"), (7, "a")]
+
+
+def test_after_the_last_weights_nothing_is_waited_for() -> None:
+    workers = Workers("a")
+    evaluations = Evaluations(workers.ask)
+    evaluations.want(10)
+    evaluations.finish(7)  # where the job was stopped
+    evaluations.want(10)  # the next multiple, as the driver wants at every look
+    evaluations.tick(workers.present)
+    assert workers.asked == [(7, "a")]
+    evaluations.heard({"version": 7})
+    assert evaluations.is_done
 
 
 def test_nobody_can_be_asked_for_a_while() -> None:
