@@ -182,6 +182,8 @@ class _Run:
         version = self._fleet.learners.start_version
         self._state.start_version = self._state.version = self._state.branched_at = version
         self._events.emit("launched", timeline=self._state.timeline, version=version)
+        if (best := self._best.event) is not None:
+            self._state.fold(best)  # of a launch before
         self._best.tick(version)
         self._want_evaluation(version)
         limit_s = max(self._job.rollout.start_timeout_s, self._job.learner.start_timeout_s)
