@@ -40,6 +40,7 @@ start_s counts from the epoch):
             `replay`     num_buffered, num_running (leases); about once a second, when they change
             `paused`, `resumed`
             `tracker_failed`  tracker, message
+            `eval_given_up`  version: several workers have died while they evaluated it
             `best`     version, set, metric, value, path (of its commit): better than all before
             and, with the role (and index, of a worker) that they are about:
             `scaled`  num_before, num_after: from now on; ranks after their step and a commit
