@@ -54,6 +54,7 @@ class Evaluations:
     def forget_after(self, version: int) -> None:
         """Newer weights are gone, or will never be."""
         self._ever = {v for v in self._ever if v <= version}
+        self._deaths = Counter({v: n for v, n in self._deaths.items() if v <= version})
         self._wanted = {v: who for v, who in self._wanted.items() if v <= version}
 
     def finish(self, version: int) -> None:
