@@ -43,6 +43,8 @@ class WeightBoard:
         async with self._changed:
             if self._newest is not None and update.order < self._newest.order:
                 return  # of a learner that was given up
+            if self._newest is not None and _is_of_another_learner(self._newest, update):
+                self._multiple = None  # its buckets are gone with the ranks that put them
             self._newest = update
             if self._every and update.version % self._every == 0:
                 self._multiple = update
@@ -67,6 +69,12 @@ class WeightBoard:
 
     def __repr__(self) -> str:
         return f"weights v{self._newest.version}" if self._newest else "weights"
+
+
+def _is_of_another_learner(before: WeightUpdate, update: WeightUpdate) -> bool:
+    """Ranks that take over in the same timeline publish their first version once more; a reminder
+    is the same update."""
+    return update.order == before.order and update.published_at_s != before.published_at_s
 
 
 class LearnerRank:

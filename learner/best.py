@@ -3,7 +3,7 @@
     checkpoints/best        JSON: the best commit, and what makes it that
     checkpoints/.undecided  JSON: what the driver has still to hear of
 
-The driver writes both, a file at a time and whole; rank 0 reads them when it prunes. A commit that
+The driver writes both (`orchestrator/best.py`); rank 0 reads them when it prunes. A commit that
 the driver has not thought about yet is kept too.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,22 +40,6 @@ def read_best(root: Path) -> Best | None:
     return best if root / best.commit in steps(root) else None
 
 
-def write_best(root: Path, best: Best | None) -> None:
-    """Raises OSError."""
-    if best is None:
-        (root / BEST).unlink(missing_ok=True)
-    else:
-        _write_whole(root / BEST, asdict(best))
-
-
-def write_undecided(root: Path, versions: Collection[int], seen: int) -> None:
-    """Keep these, and all above `seen`, the newest version that was thought about. Raises OSError.
-
-    After `write_best` where both change, as they are read the other way round.
-    """
-    _write_whole(root / UNDECIDED, {"versions": sorted(versions), "seen": seen})
-
-
 def kept(root: Path) -> Collection[Path]:
     """The commits that must stay however old they are."""
     undecided = _read_undecided(root)
@@ -71,9 +55,3 @@ def _read_undecided(root: Path) -> Mapping[str, Any]:
     except (OSError, ValueError):
         return {"versions": [], "seen": -1}  # not written yet
     return found
-
-
-def _write_whole(path: Path, content: Mapping[str, Any]) -> None:
-    aside = path.with_name(f".{path.name.lstrip('.')}.tmp")
-    aside.write_text(json.dumps(content) + "\n", encoding="utf-8")
-    aside.replace(path)

@@ -29,7 +29,7 @@ from orchestrator.best import BestKeeper
 from orchestrator.checks import fits, import_dirs
 from orchestrator.control import Control
 from orchestrator.environment import environment
-from orchestrator.evaluations import Evaluations
+from orchestrator.evaluations import MAX_DEATHS, Evaluations, UnderWay
 from orchestrator.fleet import Fleet
 from orchestrator.interrupts import Interrupts
 from orchestrator.metrics.export import Exporter
@@ -167,6 +167,8 @@ class _Run:
         self._events = EventLog("driver", 0)
         self._requests = Requests(job, Control(run_dir.path, lease.mine.id), fleet, self._events)
         self._evaluations = Evaluations(fleet.request_evaluation)
+        self._under_way = UnderWay()
+        self._last_set = next(reversed(job.data.held_out), None)  # of which a worker tells
         is_exporting = job.telemetry.enabled and job.telemetry.metrics
         self._exporter = Exporter(job.name, progress.note, is_on=is_exporting)
         self._best = BestKeeper(job, run_dir.path / "checkpoints")
@@ -181,6 +183,8 @@ class _Run:
         version = self._fleet.learners.start_version
         self._state.start_version = self._state.version = self._state.branched_at = version
         self._events.emit("launched", timeline=self._state.timeline, version=version)
+        if (best := self._best.event) is not None:
+            self._state.fold(best)  # of a launch before
         self._best.tick(version)
         self._want_evaluation(version)
         limit_s = max(self._job.rollout.start_timeout_s, self._job.learner.start_timeout_s)
@@ -262,13 +266,7 @@ class _Run:
                     self._progress.note(f"{event['tracker']}: {event['message']}")
                 case "worker_died" | "worker_given_up":
                     self._progress.note(str(event["cause"]).splitlines()[0])
-                case "eval" if self._state.counts(event):
-                    self._evaluations.heard(event)
-                case "eval" | "eval_dropped":
-                    self._evaluations.missed(f"rollout-{event['index']}")
-                case "eval_skipped":
-                    what = f"version {event['version']} is not evaluated: another one took too long"
-                    self._progress.note(f"{what}; version {event['instead']} is")
+            self._follow_evaluations(event)
             self._weigh(event)
         self._tell_of_replay()
         self._run_dir.flush()
@@ -350,6 +348,25 @@ class _Run:
         if self._job.data.held_out:
             self._evaluations.want(version)
 
+    def _follow_evaluations(self, event: Event) -> None:
+        match event["kind"]:
+            case "eval" if self._state.counts(event):
+                if event["set"] == self._last_set:  # those before it are of the same version
+                    self._evaluations.heard(event)
+            case "eval" | "eval_dropped":
+                self._evaluations.missed(f"rollout-{event['index']}")
+            case "eval_skipped":
+                what = f"version {event['version']} is not evaluated: another one took too long"
+                self._progress.note(f"{what}; version {event['instead']} is")
+            case "worker_died" if event["blame"] and event["index"] in self._under_way.versions:
+                worker = f"rollout-{event['index']} {event['incarnation']}"
+                version = self._under_way.versions[event["index"]]
+                for given_up in self._evaluations.died(worker, version):
+                    self._events.emit("eval_given_up", version=given_up)
+                    what = f"version {given_up} is not evaluated"
+                    self._progress.note(f"{what}: {MAX_DEATHS} workers have died meanwhile")
+        self._under_way.heard(event)
+
     def _evaluate_when_due(self) -> None:
         if every := self._job.data.eval_every_steps:
             # In advance, so that its worker takes no newer version first.
@@ -360,16 +377,17 @@ class _Run:
         self._evaluations.tick(present)
 
     def _final_evaluation(self) -> None:
-        self._evaluations.forget_after(self._state.version)
-        self._want_evaluation(self._state.version)
+        if not self._job.data.held_out:
+            return
+        self._evaluations.finish(self._state.version)
         # All is trained and committed: a worker that must be replaced first is waited for.
         limit_s = self._job.rollout.start_timeout_s + EVAL_TIMEOUT_S
-        deadline_s = time.monotonic() + limit_s
+        begun_at_s = time.time()
         while not self._evaluations.is_done and not self._interrupts.requested:
             self._tick()
-            if time.monotonic() > deadline_s:
-                message = f"version {self._state.version} was not evaluated within {limit_s:.0f} s"
-                self._progress.note(message)
+            if time.time() - max(begun_at_s, self._under_way.worked_at_s) > limit_s:
+                what = f"version {self._state.version} is not evaluated"
+                self._progress.note(f"{what}: nothing has come of it for {limit_s:.0f} s")
                 return
 
     def _autoscale(self) -> None:
@@ -386,7 +404,8 @@ class _Run:
         if self._requests.is_paused or self._fleet.learners.is_done:
             self._paused_at_s = time.time()  # nothing is to be trained
         steps_at_s = self._state.last_step_at_s or self._state.training_started_at_s or time.time()
-        since_s = max(steps_at_s, self._paused_at_s)
+        # While a worker evaluates it takes no newer weights, so that the learner may wait for it.
+        since_s = max(steps_at_s, self._paused_at_s, self._under_way.worked_at_s)
         limit_s = self._job.telemetry.watchdog_s
         if time.time() - since_s > limit_s:
             stacks = write_stacks(self._run_dir.path, self._fleet.stacks())

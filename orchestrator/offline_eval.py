@@ -59,10 +59,9 @@ class EvalReport:
             table.add_column(heading.replace("_", " "))
         for name, found in self.sets.items():
             counts = (str(found["num_prompts"]), str(found["num_failures"]))
-            passes = (found["pass_at"].get(k) for k in ks)
-            shown = ("-" if share is None else f"{share:.3f}" for share in passes)
-            figures = (f"{found[figure]:.3f}" for figure in FIGURES)
-            table.add_row(name, *counts, *figures, *shown, f"{found['seconds']:.1f}")
+            values = (*(found[f] for f in FIGURES), *(found["pass_at"].get(k) for k in ks))
+            shown = ("-" if value is None else f"{value:.3f}" for value in values)
+            table.add_row(name, *counts, *shown, f"{found['seconds']:.1f}")
         return table
 
 

@@ -132,6 +132,7 @@ def _set_rows(evals: Mapping[int, Mapping[str, Any]]) -> list[tuple[str, str]]:
     return [
         (label, f"{old:.1%} -> {new:.1%}  ({100 * (new - old):+.1f} points, {of_what})")
         for label, old, new in figures
+        if old is not None and new is not None  # no answer had a reward
     ]
 
 

@@ -57,15 +57,28 @@ def no_run(run_dir: Path) -> str | None:
     )
 
 
-def write_whole(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON aside and rename it: a reader finds the old file or the new one, whole."""
+def write_whole(path: Path, content: Mapping[str, Any], *, synced: bool = False) -> None:
+    """Write JSON aside and rename it: a reader finds the old file or the new one, whole. `synced`:
+    also after the machine has lost its power."""
     aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         aside.write_text(json.dumps(content, indent=2, default=float) + "\n", encoding="utf-8")
+        if synced:
+            _sync(aside)
         aside.replace(path)
+        if synced:
+            _sync(path.parent)
     except OSError:
         aside.unlink(missing_ok=True)
         raise
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def now_s(directory: Path) -> float:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from replay.buffer import ReplayBuffer
-from replay.facts import Fact
+from replay.facts import Fact, Reissued
 from replay.held_out import held_out_prompts, stream_of
 from replay.journal import FILE_NAME
 from replay.keeper import Keeper
@@ -266,8 +266,10 @@ class ReplayActor:
         deadline_s = time.monotonic() + LONG_POLL_S
         while True:
             await self._settled.wait()
-            changed = self._changed
+            changed, num_before = self._changed, len(self._facts)
             reply = ask()
+            if any(isinstance(fact, Reissued) for fact in self._facts[num_before:]):
+                self._notify()  # a prompt for those that wait
             left_s = deadline_s - time.monotonic()
             if says_something(reply) or left_s <= 0:
                 await self._written()

@@ -28,7 +28,7 @@ RIGHT = 1.0  # a reward of at least this counts as a right answer
 SEED_STEP = 1_000_003  # between the seeds of one prompt's answers: more than there are prompts
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Evaluation:
     """Answer the prompts of each set with `version`, or with the newest where that one is gone."""
 
@@ -75,6 +75,7 @@ class Evaluator:
         self._decode = decode
         self._events = events
         self._num_answers = 1 + job.eval.num_samples
+        # Another thread appends to it, so it is emptied in place.
         self._requested: list[Evaluation] = []
         self._running: _Running | None = None
 
@@ -103,7 +104,8 @@ class Evaluator:
         return any(wanted.version <= self._engine.version for wanted in self._requested)
 
     def request(self, evaluation: Evaluation) -> None:
-        """A version that is asked for already, as in another timeline, is evaluated once."""
+        """A version that is asked for already, as in another timeline, is evaluated once. For any
+        thread."""
         if all(evaluation.version != other.version for other in self._requested):
             self._requested.append(evaluation)
 
@@ -113,7 +115,8 @@ class Evaluator:
             return
         version = self._engine.version
         due = sorted((e for e in self._requested if e.version <= version), key=lambda e: e.version)
-        self._requested = [wanted for wanted in self._requested if wanted.version > version]
+        for wanted in due:
+            self._requested.remove(wanted)
         *skipped, evaluation = due
         for other in skipped:
             self._events.emit("eval_skipped", version=other.version, instead=version)
@@ -165,30 +168,33 @@ class Evaluator:
             return
         if not all(q.scores is not None and q.scores.done() for q in running.questions):
             return
-        for name in running.evaluation.sets:
-            scores = [
-                q.scores.result()
-                for q in running.questions
-                if q.set_name == name and q.scores is not None
-            ]
+        scores: dict[str, list[list[Score]]] = {name: [] for name in running.evaluation.sets}
+        for question in running.questions:
+            assert question.scores is not None
+            scores[question.set_name].append(question.scores.result())
+        # All of them before any is told of: the last one tells that it is over.
+        found = {name: figures(of_set, self._job.eval.pass_at) for name, of_set in scores.items()}
+        for name, of_set in found.items():
             self._events.emit(
                 "eval",
                 timeline=running.timeline,
                 version=running.version,
                 set=name,
-                **figures(scores, self._job.eval.pass_at),
+                **of_set,
                 seconds=time.perf_counter() - running.start_s,
             )
         self._running = None
 
     def drop(self) -> None:
         """Forget what is asked for and what runs; nobody evaluates it then."""
-        dropped, self._requested = self._requested, []
+        dropped = []
         if running := self._running:
-            dropped.insert(0, running.evaluation)
+            dropped.append(running.evaluation)
             questions, numbers = range(len(running.questions)), range(self._num_answers)
             self._engine.abort([_request_id(q, n) for q in questions for n in numbers])
             self._running = None
+        while self._requested:
+            dropped.append(self._requested.pop(0))
         for evaluation in dropped:
             self._events.emit("eval_dropped", version=evaluation.version)
 
@@ -206,7 +212,7 @@ class Evaluator:
 def figures(scores: Sequence[Sequence[Score]], ks: Iterable[int]) -> dict[str, object]:
     """Of one set: for each prompt the score of its greedy answer, then those of the sampled ones.
 
-    An answer without a reward counts for nothing.
+    An answer without a reward counts for nothing; a figure of no reward at all is None.
     """
     greedy = _rewards(one[0] for one in scores)
     by_prompt = [_rewards(one[1:]) for one in scores]
@@ -215,24 +221,29 @@ def figures(scores: Sequence[Sequence[Score]], ks: Iterable[int]) -> dict[str, o
     return {
         "num_prompts": len(scores),
         "num_failures": sum(isinstance(score, RolloutFailure) for one in scores for score in one),
-        "greedy_accuracy": sum(reward >= RIGHT for reward in greedy) / max(1, len(greedy)),
-        "greedy_reward": sum(greedy) / max(1, len(greedy)),
-        "sampled_reward": sum(sampled) / max(1, len(sampled)),
+        "greedy_accuracy": _mean([float(reward >= RIGHT) for reward in greedy]),
+        "greedy_reward": _mean(greedy),
+        "sampled_reward": _mean(sampled),
         "pass_at": {k: mean for k in ks if (mean := mean_pass_at(k, counts)) is not None},
     }
 
 
 def num_eval_slots(job: JobConfig) -> int:
     """How many answers of an evaluation run at once beside training rollouts: `eval.slot_share`,
-    at least one, and leaving room for one group where there is any."""
+    at least one, and leaving room for one group; all of them where there is no such room."""
     slots, share = job.rollout.num_slots, job.eval.slot_share
-    if share == 1:
+    num_for_others = slots - num_answers(job)
+    if share == 1 or num_for_others < 1:
         return slots
-    return max(1, min(int(share * slots), slots - num_answers(job)))
+    return max(1, min(int(share * slots), num_for_others))
 
 
 def _request_id(question: int, number: int) -> str:
     return f"{PREFIX}/{question}/{number}"
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def _rewards(scores: Iterable[Score]) -> list[float]:

@@ -24,8 +24,8 @@ start_s counts from the epoch):
                        version `instead` is evaluated
             `left`     reason, num_given_back (leases that another worker gets)
             `eval`     timeline, version, set (its name), num_prompts, num_failures,
-                       greedy_accuracy, greedy_reward, sampled_reward, pass_at {k: share}, seconds
-                       (of all sets together)
+                       greedy_accuracy, greedy_reward, sampled_reward (each None where no answer
+                       had a reward), pass_at {k: share}, seconds (of all sets together)
     learner `published`  timeline, version, gather_s (of whole parameters from all ranks),
                        publish_s (to pack and send them), num_bytes
             `step`     version (the one made), loss, reward, lags {lag: groups}, num_groups,
@@ -40,6 +40,7 @@ start_s counts from the epoch):
             `replay`     num_buffered, num_running (leases); about once a second, when they change
             `paused`, `resumed`
             `tracker_failed`  tracker, message
+            `eval_given_up`  version: several workers have died while they evaluated it
             `best`     version, set, metric, value, path (of its commit): better than all before
             and, with the role (and index, of a worker) that they are about:
             `scaled`  num_before, num_after: from now on; ranks after their step and a commit

@@ -360,9 +360,27 @@ def test_calls_are_held_until_something_changes(job: JobConfig) -> None:
     assert time.monotonic() - start_s >= LONG_POLL_S
 
 
+def test_a_prompt_that_is_given_back_wakes_who_waits(job: JobConfig) -> None:
+    actor = opened(job)
+
+    async def play() -> tuple[Any, float]:
+        await actor.lease("w0", 0, 4, held=(), yielded_version=None)
+        waiting = asyncio.create_task(actor.lease("w1", 0, 1, held=(), yielded_version=None))
+        await asyncio.sleep(0.01)
+        start_s = time.monotonic()
+        successor = asyncio.create_task(actor.lease("w0", 1, 0, held=(), yielded_version=None))
+        reply, waited_s = await waiting, time.monotonic() - start_s
+        await successor
+        return reply, waited_s
+
+    reply, waited_s = asyncio.run(play())
+    assert [lease.prompt.ordinal for lease in reply.leases] == [0]
+    assert waited_s < LONG_POLL_S / 2
+
+
 def test_without_held_out_data_there_are_no_prompts(job: JobConfig) -> None:
     data = job.data.model_copy(update={"eval": None})
-    assert opened(job.model_copy(update={"data": data})).eval_prompts() == []
+    assert opened(job.model_copy(update={"data": data})).eval_prompts() == {}
 
 
 def test_stop_is_passed_on(job: JobConfig) -> None:

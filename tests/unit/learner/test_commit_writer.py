@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from learner import best, checkpoint, commit_files
+from learner import checkpoint, commit_files
 from learner.best import Best
 from learner.commit_files import Write
 from learner.commit_writer import CommitWriter
+from orchestrator.best import write_best, write_undecided
 from slipstream.config.compare import job_hash
 from slipstream.errors import SlipstreamError
 from slipstream.records import ReplaySnapshot
@@ -231,14 +232,14 @@ def test_what_is_evaluated_is_committed_and_the_best_outlives_newer_ones(tmp_pat
     world.job = world.job.model_copy(update={"data": data})
     world.writer = world.make_writer()
     assert [version for version in range(1, 12) if world.writer.due(version)] == [5, 10]
-    best.write_undecided(tmp_path, (), seen=30)
+    write_undecided(tmp_path, (), seen=30)
     for version in (5, 10, 15):
         world.writer.start(version, ReplaySnapshot(state={"version": version}, groups={}))
         world.writer.wait()
         if version == 10:
             name = checkpoint.name_of(10, 1)
             found = Best(commit=name, version=10, set="eval", metric="greedy_accuracy", value=0.5)
-            best.write_best(tmp_path, found)
+            write_best(tmp_path, found)
     assert [checkpoint.version_of(path) for path in checkpoint.steps(tmp_path)] == [15, 10]
     world.writer.wait()
     assert checkpoint.find(tmp_path).required().version == 15

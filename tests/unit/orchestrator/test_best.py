@@ -27,9 +27,17 @@ def commit(root: Path, *versions: int, timeline: int = 0) -> None:
         (root / name_of(version, timeline)).mkdir(parents=True)
 
 
-def evaluated(version: int, accuracy: float, *, set_name: str = "eval") -> dict[str, Any]:
-    figures = {"greedy_accuracy": accuracy, "greedy_reward": 0.0, "sampled_reward": -accuracy}
-    return {"kind": "eval", "version": version, "set": set_name, **figures}
+def evaluated(
+    version: int, accuracy: float | None, *, set_name: str = "eval", num_failures: int = 0
+) -> dict[str, Any]:
+    sampled = None if accuracy is None else -accuracy
+    figures = {"greedy_accuracy": accuracy, "greedy_reward": 0.0, "sampled_reward": sampled}
+    counts = {"num_prompts": 10, "num_failures": num_failures}  # of 20 answers
+    return {"kind": "eval", "index": 0, "version": version, "set": set_name, **figures, **counts}
+
+
+def started(version: int, worker: int = 0) -> dict[str, Any]:
+    return {"kind": "eval_started", "index": worker, "version": version}
 
 
 def committed(version: int) -> dict[str, Any]:
@@ -89,7 +97,7 @@ def test_the_best_and_what_is_not_decided_outlive_pruning(tmp_path: Path) -> Non
     assert pruned(tmp_path) == [0, 10, 20], "the driver has not said anything yet"
     for event in (evaluated(0, 0.1), evaluated(10, 0.9)):
         keeper.heard(event)
-    keeper.heard({"kind": "eval_started", "version": 20})
+    keeper.heard(started(20))
     commit(tmp_path, 30, 40, 45, 50)
     keeper.tick(50)
     assert pruned(tmp_path) == [10, 20, 40, 50], "best, running, and the newest multiples"
@@ -102,6 +110,28 @@ def test_the_best_and_what_is_not_decided_outlive_pruning(tmp_path: Path) -> Non
     commit(tmp_path, 70, 80)
     keeper.tick(80)
     assert pruned(tmp_path) == [50, 70, 80]
+
+
+def test_every_commit_that_is_evaluated_stays(tmp_path: Path) -> None:
+    keeper = BestKeeper(job(), tmp_path)
+    commit(tmp_path, 0, 10, 20, 30, 40, 50)
+    for worker, version in enumerate((0, 10, 20)):
+        keeper.heard(started(version, worker))
+    keeper.heard({"kind": "worker_died", "index": 0})
+    keeper.tick(50)
+    assert pruned(tmp_path) == [10, 20, 40, 50]
+    for kind, worker in (("eval_dropped", 1), ("worker_left", 2)):
+        keeper.heard({"kind": kind, "index": worker, "version": 0})
+    keeper.tick(50)
+    assert pruned(tmp_path) == [40, 50]
+
+
+def test_evaluations_that_failed_are_never_the_best(tmp_path: Path) -> None:
+    keeper = BestKeeper(job(), tmp_path)
+    commit(tmp_path, 0, 10)
+    assert keeper.heard(evaluated(0, None, num_failures=2)) == []
+    assert keeper.heard(evaluated(0, 0.9, num_failures=3)) == []
+    assert [event["value"] for event in keeper.heard(evaluated(10, 0.5, num_failures=2))] == [0.5]
 
 
 def test_without_it_nothing_is_written(tmp_path: Path) -> None:
@@ -117,6 +147,9 @@ def test_it_is_still_known_when_the_run_goes_on(tmp_path: Path) -> None:
     commit(tmp_path, 0, 10)
     BestKeeper(job(), tmp_path).heard(evaluated(10, 0.5))
     resumed = BestKeeper(job(), tmp_path)
+    known = resumed.event
+    assert known is not None
+    assert (known["version"], known["value"]) == (10, 0.5)
     commit(tmp_path, 20, timeline=1)
     assert resumed.heard(evaluated(20, 0.4)) == []
     other = BestKeeper(job("greedy_reward"), tmp_path)

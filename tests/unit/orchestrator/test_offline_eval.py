@@ -9,8 +9,9 @@ import pytest
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
-from learner.best import Best, write_best
+from learner.best import Best
 from learner.checkpoint import FORMAT, MANIFEST, SELF, digest_of, name_of
+from orchestrator.best import write_best
 from orchestrator.cli import app
 from orchestrator.offline_eval import NoModel, find_model, job_of
 from tests.helpers.jobs import make_job, make_model

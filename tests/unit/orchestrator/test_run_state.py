@@ -52,6 +52,14 @@ def test_each_held_out_set_has_its_rows_and_the_best_commit_one() -> None:
     assert folded.best is None
 
 
+def test_an_evaluation_without_a_reward_shows_no_figure() -> None:
+    folded = state()
+    figures = {"greedy_accuracy": None, "sampled_reward": None, "num_prompts": 8, "pass_at": {}}
+    folded.fold({"kind": "eval", "timeline": 0, "version": 3, "set": "eval", **figures})
+    assert "held-out -" in progress_line(folded, 120.0)
+    assert not any(name.startswith("held-out accuracy") for name, _ in closing_rows(folded, 1.0))
+
+
 def test_what_was_measured_of_weights_that_are_gone_does_not_count() -> None:
     folded = RunState(num_steps=20)
     for version in (5, 10):

@@ -108,12 +108,28 @@ def test_the_figures_of_a_set_by_hand() -> None:
     assert figures([[1.0, FAILED]], (1,))["pass_at"] == {}
 
 
+def test_a_figure_of_no_reward_is_none_and_not_zero() -> None:
+    found = figures([[FAILED, FAILED]], (1,))
+    assert (found["num_failures"], found["pass_at"]) == (2, {})
+    assert {found[key] for key in ("greedy_accuracy", "greedy_reward", "sampled_reward")} == {None}
+
+
 # --- slots ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("share", "slots"), [(0.25, 4), (0.01, 1), (0.99, 12), (1.0, 16)])
 def test_the_share_leaves_room_for_a_group(share: float, slots: int) -> None:
     assert num_eval_slots(make_job(eval={"slot_share": share})) == slots  # of 16, groups of 4
+
+
+def test_without_room_for_a_group_it_takes_all_slots() -> None:
+    assert num_eval_slots(make_job(rollout={"num_slots": 4, "group_size": 4})) == 4
+    world = World(num_steps=50)
+    engine = watched(world, rollout={"num_slots": 4, "group_size": 4}, eval={"num_samples": 3})
+    world.receiver.publish(0)
+    world.worker.request_evaluation(0, {"eval": prompts(8)})
+    finished(world)
+    assert max(step[True] for step in engine.steps) == 4
 
 
 def test_training_groups_are_finished_within_their_slots_while_it_runs() -> None:
