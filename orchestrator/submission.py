@@ -72,7 +72,6 @@ def metadata(job: JobConfig) -> dict[str, str]:
     """What Ray's dashboard shows of the job."""
     return {
         "job_name": job.name,
-        "name": job.name,
         "mode": job.mode,
         "model": Path(job.model.path).name
         if Path(job.model.path).is_absolute()

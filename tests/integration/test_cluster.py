@@ -167,7 +167,6 @@ def test_the_readme_from_its_first_command_to_its_last(cluster: Cluster) -> None
     assert (job["status"], job["driver_exit_code"]) == ("SUCCEEDED", 0)
     assert job["metadata"] == {
         "job_name": run.name,
-        "name": run.name,
         "mode": "multinode",
         "model": "base_model",
         "run_dir": f"runs/{run.name}",
@@ -226,7 +225,7 @@ def test_what_is_wrong_on_the_head_ends_a_followed_launch_with_its_exit_code(
 ) -> None:
     done = cluster.asked("launch", MULTINODE, "model.path=/none/there", "name=wrong")
     assert done.returncode == 2, done.stdout + done.stderr
-    assert "/none/there is no directory here" in done.stdout
+    assert "there is no directory /none/there" in done.stdout
     assert "Running entrypoint" not in done.stdout
 
 

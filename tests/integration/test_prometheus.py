@@ -67,7 +67,7 @@ def is_in_rays_dashboard(runs: Path) -> None:
     assert job.metadata == {
         "job_name": "seen",
         "mode": "buffered",
-        "model": str(JOB.parent / "base_model"),
+        "model": "base_model",
         "run_dir": str(runs / "seen"),
     }
     roles = {actor.repr_name for actor in list_actors(address=found[1], detail=True)}

@@ -74,7 +74,6 @@ def test_metadata_says_what_the_job_is() -> None:
     job = make_job("/home/me/models/qwen", name="trial", checkpoint={"dir": "/shared/runs"})
     assert metadata(job) == {
         "job_name": "trial",
-        "name": "trial",
         "mode": "buffered",
         "model": "qwen",
         "run_dir": "/shared/runs/trial",
