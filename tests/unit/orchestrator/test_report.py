@@ -175,6 +175,23 @@ def test_figures_that_are_no_numbers_do_not_hurt(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["runs"][0]["reward"] is None
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("job.yaml", "date: 2024-99-99\n"),
+        ("result.json", '{"replay": null}'),
+        ("result.json", '{"replay": {"drops": 3}}'),
+        ("result.json", '{"replay": {"lengths": {"generated_rollouts": 1}}}'),
+    ],
+)
+def test_a_damaged_file_is_named(run: Path, name: str, content: str) -> None:
+    (run / name).write_text(content)
+    done = report(run, "--json")
+    assert done.exit_code == 0, done.output
+    (found,) = json.loads(done.stdout)["runs"]
+    assert any(name in note for note in found["missing"])
+
+
 def test_a_dollar_in_a_name_is_no_formula(tmp_path: Path) -> None:
     events = (step(1, 1), evaluated(0, 1, 0.5, set="$\\frac$ <b>"), evaluated(1, 2, 0.5, set="x"))
     run = run_directory(tmp_path / "trial", events)
