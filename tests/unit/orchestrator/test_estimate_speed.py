@@ -209,6 +209,20 @@ def test_on_shared_gpus_an_engine_gets_what_the_rank_leaves() -> None:
     assert estimate_of(fitting).fits
 
 
+def test_on_shared_devices_there_is_no_balance() -> None:
+    turns = {"colocate": True, "num_workers": 8, "gpu_memory_share": 0.5}
+    found = estimate_of(gpu_job(rollout=turns, mode="sync"))
+    assert found.balance is None
+    assert found.as_json()["balance"] is None
+    assert not any(line.startswith("balance") for line in found._lines())
+
+
+def test_a_job_that_allows_no_lag_is_not_told_the_time_of_one_that_does() -> None:
+    strict = {"max_staleness": 0}
+    found = {time.mode: time for time in estimate_of(gpu_job(replay=strict)).modes}
+    assert (found["buffered"].max_staleness, found["split"].max_staleness) == (0, 1)
+
+
 def test_all_roles_of_one_machine_must_fit_together() -> None:
     job = make_job(rollout={"num_workers": 4})
     shape = shape_of({**QWEN2_5_7B, "hidden_size": 256, "intermediate_size": 512}, "")
