@@ -160,8 +160,12 @@ def _evaluation(evals: Sequence[Evaluation], version: int) -> str:
     for found in evals:
         passes = ", ".join(f"{k}: {v:.1%}" for k, v in sorted(found.pass_at.items())) or "-"
         name = _plain(found.set).replace("|", " ")
-        lines.append(f"| {name} | {found.num_prompts:,} | {found.accuracy:.1%} | {passes} |")
+        lines.append(f"| {name} | {found.num_prompts:,} | {_percent(found.accuracy)} | {passes} |")
     return "\n".join(lines)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
 
 
 def _plain(text: str) -> str:

@@ -32,6 +32,7 @@ def commit(root: Path, version: int, timeline: int = 0) -> Path:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     events = (step(1, 1), evaluated(1, 1, 0.25), step(2, 2), evaluated(2, 2, 0.75, set="hard"))
+    events += (evaluated(2, 2, 0, set="none", greedy_accuracy=None, sampled_reward=None),)
     run = run_directory(tmp_path / "trial", events)
     (run / "checkpoints").mkdir()
     commit(run / "checkpoints", 1)
@@ -61,6 +62,7 @@ def test_the_newest_commit_with_a_card(run: Path, tmp_path: Path) -> None:
     assert "# trial, version 2" in card
     assert "| hard | 10 | 75.0% | - |" in card
     assert "25.0%" not in card  # which was version 1
+    assert "| none | 10 | - | - |" in card
 
 
 def test_a_version_by_its_number(run: Path, tmp_path: Path) -> None:
