@@ -8,7 +8,6 @@ so does a launch that goes on from one. Time is never undone: spans and marks of
 
 from __future__ import annotations
 
-import json
 import math
 from array import array
 from collections import Counter, defaultdict
@@ -18,32 +17,14 @@ from typing import Any
 
 import numpy as np
 
+from orchestrator.event_kinds import KINDS
 from orchestrator.report.spans import Spans
+from orchestrator.run_files import event_of
 
 HELD_OUT = "held-out"  # the set's name where an event has none
 WAIT = "wait"
-FAULTS = {
-    "worker_died": "worker died",
-    "worker_given_up": "worker given up",
-    "went_back": "went back to a commit",
-    "update_lost": "update of weights lost",
-    "skipped": "update not made",
-    "commit_failed": "commit failed",
-    "prune_failed": "old commit not removed",
-    "eval_dropped": "evaluation not done",
-    "tracker_failed": "tracker failed",
-}
-EVENTS = {
-    "launched": "launched",
-    "worker_started": "worker started",
-    "worker_left": "worker left",
-    "left": "worker left",
-    "scaled": "scaled",
-    "paused": "paused",
-    "resumed": "resumed",
-    "commit": "commit",
-    "best": "best so far",
-}
+FAULTS = {kind: found.title for kind, found in KINDS.items() if found.title and found.is_fault}
+EVENTS = {kind: found.title for kind, found in KINDS.items() if found.title and not found.is_fault}
 SYNC = {  # how long each part of an update of weights took: event -> fields
     "published": ("gather_s", "publish_s"),
     "adopted": ("wire_s", "pause_s", "load_s", "since_published_s"),
@@ -163,7 +144,7 @@ class History:
             if not line.endswith(b"\n"):
                 continue
             try:
-                self.fold(json.loads(line))
+                self.fold(event_of(line) or {})
             except (KeyError, TypeError, ValueError, AttributeError):
                 self.num_unreadable += 1
 
