@@ -147,10 +147,11 @@ def _lag(run: RunRecord) -> dict[str, Any] | None:
     lags = run.history.lags
     if not (total := sum(lags.values())):
         return None
+    bound = run.setting("replay.max_staleness")
     return {
         "mean": sum(lag * count for lag, count in lags.items()) / total,
         "max": max(lags),
-        "bound": run.setting("replay.max_staleness"),
+        "bound": bound if isinstance(bound, int) else None,
         "groups": {str(lag): lags[lag] for lag in sorted(lags)},
     }
 

@@ -180,6 +180,7 @@ def test_figures_that_are_no_numbers_do_not_hurt(tmp_path: Path) -> None:
     ("name", "content"),
     [
         ("job.yaml", "date: 2024-99-99\n"),
+        ("job.yaml", "replay: {max_staleness: [}"),
         ("result.json", '{"replay": null}'),
         ("result.json", '{"replay": {"drops": 3}}'),
         ("result.json", '{"replay": {"lengths": {"generated_rollouts": 1}}}'),
@@ -191,6 +192,11 @@ def test_a_damaged_file_is_named(run: Path, name: str, content: str) -> None:
     assert done.exit_code == 0, done.output
     (found,) = json.loads(done.stdout)["runs"]
     assert any(name in note for note in found["missing"])
+
+
+def test_a_setting_of_another_type_does_not_hurt(run: Path) -> None:
+    (run / "job.yaml").write_text("replay: {max_staleness: some}")
+    assert report(run).exit_code == 0
 
 
 def test_a_dollar_in_a_name_is_no_formula(tmp_path: Path) -> None:
