@@ -17,13 +17,13 @@ from uuid import uuid4
 
 from rich.text import Text
 
+from learner.best import read_best
 from learner.checkpoint import Commit, find, read_manifest, sha256_of, steps, verified, version_of
 from orchestrator.report.history import Evaluation
-from orchestrator.report.read import RunRecord, read_run
+from orchestrator.report.read import RunRecord, record_of
 from slipstream import __version__
 from slipstream.errors import SlipstreamError
 
-BEST = "best"  # a link to a commit, or a file that names one
 MODEL = "model"
 
 
@@ -57,7 +57,7 @@ def export(run_dir: Path, out: Path, *, version: int | None, best: bool) -> Expo
     aside = out.with_name(f".{out.name}.{uuid4().hex}.tmp")
     try:
         _copy(commit, aside)
-        _describe(read_run(run_dir), commit, aside)
+        _describe(record_of(run_dir), commit, aside)
         aside.rename(out)
     except OSError as error:
         raise CannotExport(f"{out} cannot be written: {error.strerror}") from None
@@ -84,17 +84,10 @@ def _chosen(root: Path, *, version: int | None, best: bool) -> Commit:
 
 def _best(root: Path) -> Path:
     """The commit that `best` names, which must be one of this run's own."""
-    pointer = root / BEST
-    try:
-        name = pointer.readlink().name if pointer.is_symlink() else pointer.read_text().strip()
-    except (OSError, ValueError):
-        raise CannotExport(
-            f"there is no {pointer}: no evaluated version was kept; leave out --best"
-        ) from None
-    for path in steps(root):
-        if path.name == name:
-            return path
-    raise CannotExport(f"{pointer} names {name!r}, which is no commit in {root}")
+    best = read_best(root)
+    if best is None:
+        raise CannotExport(f"{root} names no best commit; leave out --best")
+    return root / best.commit
 
 
 def _copy(commit: Commit, target: Path) -> None:
@@ -167,8 +160,12 @@ def _evaluation(evals: Sequence[Evaluation], version: int) -> str:
     for found in evals:
         passes = ", ".join(f"{k}: {v:.1%}" for k, v in sorted(found.pass_at.items())) or "-"
         name = _plain(found.set).replace("|", " ")
-        lines.append(f"| {name} | {found.num_prompts:,} | {found.accuracy:.1%} | {passes} |")
+        lines.append(f"| {name} | {found.num_prompts:,} | {_percent(found.accuracy)} | {passes} |")
     return "\n".join(lines)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
 
 
 def _plain(text: str) -> str:

@@ -7,12 +7,13 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from slipstream.errors import SlipstreamError
 
+OF_EVERY_EVENT = {"kind", "role", "index", "time_s"}
 FILES_OF_A_RUN = ("job.yaml", "driver.json", "metrics.jsonl", "checkpoints")
 
 
@@ -79,6 +80,23 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def event_of(line: bytes) -> dict[str, Any] | None:
+    """A line of metrics.jsonl; None where it was cut, as a driver was killed, or is damaged."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and event.keys() >= OF_EVERY_EVENT else None
+
+
+def events(path: Path) -> Iterator[dict[str, Any]]:
+    """All that can be read of metrics.jsonl, by time of writing. Raises OSError."""
+    with path.open("rb") as file:
+        for line in file:
+            if (event := event_of(line)) is not None:
+                yield event
 
 
 def now_s(directory: Path) -> float:

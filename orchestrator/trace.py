@@ -17,34 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from orchestrator.event_kinds import KINDS
+from orchestrator.run_files import events
+
 MAX_SPANS = 100_000  # of all roles; Perfetto opens some 15 MB in a second or two
 MAX_MARKS = 20_000
 MAX_COUNTS = 20_000
 ROLES = {"driver": 1, "learner": 2, "rollout": 3}  # process ids, and their order on the page
-# Marks, and what is said of them. A rollout's `adopted` stands on its own track.
-MARKS = {
-    "adopted": ("version", "load_s", "since_published_s"),
-    "best": ("version", "set", "value"),
-    "commit": ("version", "seconds", "pause_s"),
-    "commit_failed": ("version", "message"),
-    "eval": ("version", "set", "greedy_accuracy", "sampled_reward", "seconds"),
-    "eval_skipped": ("version", "instead"),
-    "eval_started": ("version",),
-    "launched": ("version", "timeline"),
-    "left": ("reason",),
-    "paused": (),
-    "prune_failed": ("version", "message"),
-    "resumed": (),
-    "scaled": ("num_before", "num_after"),
-    "skipped": ("version", "detail"),
-    "tracker_failed": ("tracker", "message"),
-    "update_lost": ("version", "message"),
-    "went_back": ("version", "timeline", "cause"),
-    "worker_died": ("incarnation", "cause"),
-    "worker_given_up": ("incarnation", "cause"),
-    "worker_left": ("incarnation", "reason"),
-    "worker_started": ("incarnation", "node"),
-}
 OF_ALL = ("launched", "paused", "resumed", "scaled", "went_back")  # drawn across every track
 
 
@@ -129,7 +108,7 @@ class Trace:
         if kind in ("busy", "step"):
             self._tracks.add(track)
             self._spans.add(track, event.get("spans", ()))
-        if kind in MARKS:
+        if kind in KINDS:  # an `adopted` stands on its rollout's own track
             self._tracks.add(track)
             often = kind in ("adopted", "commit", "eval", "eval_started")
             (self._often if often else self._marks).add(_mark(event, track))
@@ -200,7 +179,7 @@ def _mark(event: Mapping[str, Any], track: tuple[str, int]) -> dict[str, Any]:
         "cat": "event",
         "ph": "i",
         "s": "g" if kind in OF_ALL else "t",
-        "args": {name: event[name] for name in MARKS[kind] if name in event},
+        "args": {name: event[name] for name in KINDS[kind].fields if name in event},
         **_place(track, event["time_s"]),
     }
 
@@ -213,13 +192,8 @@ def _place(track: tuple[str, int], at_s: float) -> dict[str, Any]:
 def read_trace(metrics_file: Path) -> dict[str, Any]:
     """The trace of a run's events. Lines that were cut as a driver was killed are left out."""
     trace = Trace()
-    with metrics_file.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue
-            trace.hear(event)
+    for event in events(metrics_file):
+        trace.hear(event)
     return trace.as_json()
 
 

@@ -10,7 +10,6 @@ run's.
 
 from __future__ import annotations
 
-import json
 import statistics
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from orchestrator.commands.planning import machine_of, prompts_of
 from orchestrator.estimate.assemble import estimate
 from orchestrator.estimate.report import Estimate, Machine, Mean
 from orchestrator.estimate.shape import read_shape
+from orchestrator.run_files import events
 from slipstream.config.job import JobConfig
 from slipstream.config.load import load_job
 
@@ -118,14 +118,10 @@ def launch(file: str, overrides: list[str], *, in_two_nodes: bool) -> None:
         subprocess.run([*command, *overrides, *where], cwd=ROOT, check=True)
 
 
-def events_of(run_dir: Path) -> list[dict[str, Any]]:
-    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
-
-
 def steps_of(run_dir: Path) -> list[dict[str, Any]]:
     """The steps that count: engines and learner are warm, and there is work for both."""
-    steps = [event for event in events_of(run_dir) if event["kind"] == "step"]
+    found = events(run_dir / "metrics.jsonl")
+    steps = [event for event in found if event["kind"] == "step"]
     return steps[min(NUM_LEFT_OUT, len(steps) // 4) :]
 
 
@@ -145,7 +141,7 @@ def rollout_parts(run_dir: Path, steps: list[dict[str, Any]]) -> dict[str, float
     first_s, last_s = steps[0]["time_s"], steps[-1]["time_s"]
     told = [
         event["seconds"]
-        for event in events_of(run_dir)
+        for event in events(run_dir / "metrics.jsonl")
         if event["kind"] == "busy" and first_s < event["time_s"] < last_s
     ]
     return {

@@ -117,10 +117,14 @@ def _ray_job(
 
 
 def _entrypoint(run_dir: PurePosixPath) -> str:
-    """Goes on where an earlier cluster of this job has committed."""
-    commit = shlex.quote(str(run_dir / "checkpoints" / "latest"))
-    resume = f"$(test -e {commit} && echo --resume)"
-    return f"slipstream launch {JOB_DIR}/job.yaml --address auto {resume}"
+    """Goes on where an earlier cluster of this job has committed; one that died before it could
+    begins anew."""
+    run = shlex.quote(str(run_dir))
+    how = (
+        f"if ls -d {run}/checkpoints/step-* >/dev/null 2>&1; then echo --resume; "
+        f"elif test -e {run}; then echo --overwrite; fi"
+    )
+    return f"slipstream launch {JOB_DIR}/job.yaml --address auto $({how})"
 
 
 def _ranks_per_pod(job: JobConfig, options: Options) -> int:

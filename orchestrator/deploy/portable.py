@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import io
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,7 +18,9 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from slipstream.config.job import JobConfig, RewardConfig
+from slipstream.config.load import paths_in
 
+UNPRINTABLE = re.compile(r"[^\t\n\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 MAX_BYTES = 900_000  # of all together: a ConfigMap holds 1 MiB
 
 
@@ -61,14 +64,8 @@ def portable(
 
 def _anchor(raw: dict[str, Any], job_dir: Path, files: PurePosixPath) -> Iterator[str]:
     """Move the paths that lie in `job_dir` to `files`; name all that must be there."""
-    model, data = raw["model"], raw["data"]
-    places = [(model, key) for key in ("path", "tokenizer", "chat_template")]
-    for source in data.values():
-        if isinstance(source, dict):
-            places += [(source, "path"), (source, "name")]
-    for section, key in places:
-        value = section.get(key)
-        if isinstance(value, str) and (place := _place(value, key, job_dir, files)):
+    for section, key, _ in paths_in(raw):
+        if place := _place(section[key], key, job_dir, files):
             section[key] = place
             yield place
 
@@ -92,4 +89,11 @@ def _modules(reward: RewardConfig, job_dir: Path) -> dict[str, str]:
         return {}
     name = f"{reward.path.partition(':')[0].partition('.')[0]}.py"
     file = job_dir / name
-    return {name: file.read_text(encoding="utf-8")} if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    text = file.read_text(encoding="utf-8")
+    if found := UNPRINTABLE.search(text):
+        raise ValueError(
+            f"{file} holds the character {found[0]!r}, which YAML cannot; write it as an escape"
+        )
+    return {name: text}

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -20,6 +22,7 @@ from orchestrator.deploy import groups
 from slipstream.config.job import JobConfig, PlacementConfig
 
 MAX_SIGNAL_S = 65535  # that sbatch takes
+MIN_WORK_S = 600  # between the start and the warning that the time is up; nodes join in it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +60,7 @@ def nodes_of(job: JobConfig, options: Options) -> Nodes:
         return Nodes(
             cpus=sum(one.num * one.cpus for one in asked),
             gpus=sum(one.num * one.gpus for one in asked),
-            nodes=(Node(labels={groups.ROLE_LABEL: "all"}, resources={}),),
+            nodes=(Node(labels={groups.ROLE_LABEL: "all"}, resources=_sum(asked)),),
         )
     each = [min(one.num, _room(one, options)) for one in asked]
     return Nodes(
@@ -106,6 +109,15 @@ def _asked(job: JobConfig) -> list[_Asked]:
     return [ranks, workers]
 
 
+def _sum(asked: Sequence[_Asked]) -> Mapping[str, float]:
+    """Custom resources of all together."""
+    total: dict[str, float] = defaultdict(float)
+    for one in asked:
+        for name, amount in one.placement.resources.items():
+            total[name] += one.num * amount
+    return total
+
+
 def _fit_one_node(job: JobConfig, asked: Sequence[_Asked], options: Options) -> bool:
     """Whether the roles may share a node, and have room on it."""
     gpus = sum(one.num * one.gpus for one in asked)
@@ -138,8 +150,17 @@ def script(job: JobConfig, job_file: Path, overrides: Sequence[str], options: Op
 
 
 def _directives(job: JobConfig, nodes: Nodes, options: Options) -> list[str]:
-    """For sbatch. A last step may take `learner.step_timeout_s`, and a commit follows."""
-    warn_s = job.learner.step_timeout_s + job.rollout.grace_s + job.health.stop_timeout_s
+    """For sbatch. A last step may take `learner.step_timeout_s`, and a commit follows. Raises
+    ValueError."""
+    warn_s = math.ceil(job.learner.step_timeout_s + job.rollout.grace_s + job.health.stop_timeout_s)
+    warn_s = min(MAX_SIGNAL_S, warn_s)
+    limit_s = math.inf if options.time is None else limit_of(options.time)
+    if limit_s < warn_s + MIN_WORK_S:
+        raise ValueError(
+            f"--time {options.time} is too short: the job is warned {warn_s} s before the end "
+            "(learner.step_timeout_s + rollout.grace_s + health.stop_timeout_s), and its start "
+            f"takes minutes; give {math.ceil((warn_s + MIN_WORK_S) / 60)} minutes, or lower those"
+        )
     asked = {
         "job-name": job.name,
         "nodes": len(nodes.nodes),
@@ -151,11 +172,24 @@ def _directives(job: JobConfig, nodes: Nodes, options: Options) -> list[str]:
         "account": options.account,
         "output": f"{job.name}-%j.log",
         "open-mode": "append",  # of a job that Slurm puts back into its queue
-        "signal": f"B:USR1@{min(MAX_SIGNAL_S, math.ceil(warn_s))}",
+        "signal": f"B:USR1@{warn_s}",
     }
     lines = [f"#SBATCH --{key}={value}" for key, value in asked.items() if value is not None]
     # A node that fails takes its workers with it, not the job.
     return [*lines, "#SBATCH --requeue", "#SBATCH --no-kill"]
+
+
+def limit_of(time: str) -> float:
+    """Seconds of sbatch's `[days-]hours:minutes:seconds` and its shorter forms; infinite where it
+    is a word."""
+    days, dash, rest = time.rpartition("-")
+    if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", time):
+        return math.inf
+    parts = [int(part) for part in rest.split(":")]
+    if not dash and len(parts) < 3:
+        parts = [0, *parts]  # of minutes, or of minutes and seconds
+    hours, minutes, seconds = [*parts, 0, 0][:3]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def _variables(job: JobConfig, job_file: Path, overrides: Sequence[str], nodes: Nodes) -> list[str]:

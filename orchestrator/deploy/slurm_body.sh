@@ -2,12 +2,13 @@
 #
 #   USR1, a while before the time is up:  commit after the step under way, back into the queue
 #   TERM, as scancel and preemption say:  commit after the step under way, end
-#   started again:                        go on from the newest commit
+#   started again:                        go on from the newest commit; anew where there is none
 set -euo pipefail
 START_S=300 # for all nodes to join
 STOP_S=60   # for Ray's processes to end
 
 # Ray's token: in a file that only this user reads, on the shared file system; never on a command line.
+mkdir -p "$(dirname "$RUN_DIR")"
 state=$(dirname "$RUN_DIR")/.slurm-$SLURM_JOB_ID
 (umask 077 && mkdir -p "$state" && od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"$state/token")
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$(cd "$state" && pwd)/token"
@@ -24,6 +25,7 @@ driver=
 requeue=
 
 finish() {
+    local code=$?
     trap '' USR1 TERM
     kill "${steps[@]}" 2>/dev/null || true
     for ((second = 0; second < STOP_S; second++)); do
@@ -31,6 +33,7 @@ finish() {
         sleep 1
     done
     rm -rf "$state"
+    if [ -n "$requeue" ] && [ "$code" -eq 130 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
 }
 trap finish EXIT
 
@@ -66,7 +69,8 @@ done
 for ((number = 1; number < ${#nodes[@]}; number++)); do
     start_ray "$number" --address="$address"
 done
-python - "$address" "${#nodes[@]}" "$START_S" <<'PYTHON' || fail "not every node has joined Ray"
+# Beside this shell, which hears no signal while it waits for a program in front of it.
+python - "$address" "${#nodes[@]}" "$START_S" <<'PYTHON' &
 import sys
 import time
 
@@ -80,10 +84,17 @@ while sum(node["Alive"] for node in ray.nodes()) < num_nodes:
         sys.exit(1)
     time.sleep(0.5)
 PYTHON
+steps+=($!)
+wait "$!" || fail "not every node has joined Ray"
+unset 'steps[-1]'
 
-resume=()
-if [ -e "$RUN_DIR/checkpoints/latest" ]; then resume=(--resume); fi
-slipstream launch "${LAUNCH[@]}" --address "$address" "${resume[@]}" &
+how=()
+if compgen -G "$RUN_DIR/checkpoints/step-*" >/dev/null; then
+    how=(--resume)
+elif [ -e "$RUN_DIR" ]; then
+    how=(--overwrite)
+fi
+slipstream launch "${LAUNCH[@]}" --address "$address" "${how[@]}" &
 driver=$!
 code=
 while [ -z "$code" ]; do
@@ -91,7 +102,4 @@ while [ -z "$code" ]; do
     wait "$driver" && code=0 || code=$?
     [ -z "$signalled" ] || code= # the signal has ended the waiting, not the driver
 done
-trap - EXIT
-finish
-if [ -n "$requeue" ] && [ "$code" -eq 130 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
 exit "$code"

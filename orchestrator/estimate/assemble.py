@@ -74,13 +74,17 @@ def estimate(
 
 
 def _staleness(job: JobConfig, mode: str) -> int:
-    """The job's own where it allows any, else what the mode sets."""
+    """The job's own in its mode. In others what they set, and no less than the job allows."""
+    if mode == job.mode:
+        return job.replay.max_staleness
     preset = int(PRESETS[mode]["replay"]["max_staleness"])
     return max(preset, job.replay.max_staleness) if mode != "sync" else 0
 
 
-def _balance(job: JobConfig, parts: Parts) -> Balance:
+def _balance(job: JobConfig, parts: Parts) -> Balance | None:
     rollout, learner = job.rollout, job.learner
+    if rollout.colocate:
+        return None  # each device does both
     return balance_of(
         parts.generation.flow_s + parts.handover.adopt_s,
         parts.training_s + parts.handover.publish_s,

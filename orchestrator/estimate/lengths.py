@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from learner.batching import rows_of_ranks
+from learner.batching import group_ranges, rows_of_ranks
 from slipstream.config.job import JobConfig
 
 
@@ -24,9 +24,9 @@ class Work:
     answer_tokens: float  # of one answer, on average
     longest_answer: int
     input_tokens: int  # that the learner computes, without padding
-    rank_tokens: int  # of the rank that has most, with padding
+    rank_tokens: int  # of the rank that has most in each minibatch, with padding
     rank_squares: int  # sum over its rows of their padded length squared, for attention
-    num_microbatches: int  # of each rank
+    num_microbatches: int  # of each rank, in all minibatches
     largest_microbatch: int  # tokens with padding
 
     @property
@@ -44,7 +44,39 @@ def work_of(job: JobConfig, *, prompt_tokens: float, answer_tokens: float, hidde
     num_groups, group_size = job.learner.groups_per_batch, job.rollout.group_size
     lengths = quantiles(num_groups * group_size, answer_tokens, job.rollout.max_new_tokens)
     prefix = max(0, round(prompt_tokens) - 1)
-    rows = _rows(lengths, num_groups, prefix, hidden)
+    # Long and short ones in every group.
+    groups = [_rows(lengths[start::num_groups], prefix, hidden) for start in range(num_groups)]
+    packed = [
+        _packed(job, [row for group in part for row in groups[group]])
+        for part in group_ranges(num_groups, job.algorithm.minibatches)
+        if part
+    ]
+    return Work(
+        num_groups=num_groups,
+        num_answers=num_groups * (group_size + job.algorithm.needs_greedy),
+        num_trained=len(lengths),
+        prompt_tokens=prompt_tokens,
+        answer_tokens=sum(lengths) / len(lengths),
+        longest_answer=max(lengths),
+        input_tokens=sum(map(sum, groups)),
+        rank_tokens=sum(part.rank_tokens for part in packed),
+        rank_squares=sum(part.rank_squares for part in packed),
+        num_microbatches=sum(part.num_microbatches for part in packed),
+        largest_microbatch=max(part.largest_microbatch for part in packed),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Packed:
+    """One minibatch; the fields are those of `Work`."""
+
+    rank_tokens: int
+    rank_squares: int
+    num_microbatches: int
+    largest_microbatch: int
+
+
+def _packed(job: JobConfig, rows: list[int]) -> _Packed:
     ranks = rows_of_ranks(
         rows,
         max_tokens=job.learner.max_tokens_per_microbatch,
@@ -53,14 +85,7 @@ def work_of(job: JobConfig, *, prompt_tokens: float, answer_tokens: float, hidde
     padded = [[(rows[batch[0]], len(batch)) for batch in rank if batch] for rank in ranks]
     sizes = [sum(longest * count for longest, count in rank) for rank in padded]
     most = sizes.index(max(sizes))
-    return Work(
-        num_groups=num_groups,
-        num_answers=num_groups * (group_size + job.algorithm.needs_greedy),
-        num_trained=len(lengths),
-        prompt_tokens=prompt_tokens,
-        answer_tokens=sum(lengths) / len(lengths),
-        longest_answer=max(lengths),
-        input_tokens=sum(rows),
+    return _Packed(
         rank_tokens=sizes[most],
         rank_squares=sum(longest**2 * count for longest, count in padded[most]),
         num_microbatches=len(ranks[0]),
@@ -90,17 +115,13 @@ def _chance_to_go_on(mean: float, most: int) -> float:
     return max(low, 1e-9)
 
 
-def _rows(lengths: list[int], num_groups: int, prefix: int, hidden: int) -> list[int]:
-    """Input positions of the learner's rows: a group's answers share one where that is cheaper."""
+def _rows(answers: list[int], prefix: int, hidden: int) -> list[int]:
+    """Input positions of a group's rows: its answers share one where that is cheaper."""
 
     def cost(num_tokens: int) -> int:
         return num_tokens * (12 * hidden + num_tokens)
 
-    rows: list[int] = []
-    for start in range(num_groups):
-        answers = lengths[start::num_groups]  # long and short ones in every group
-        apart = [prefix + num_tokens for num_tokens in answers]
-        together = prefix + sum(answers)
-        shares = hidden and len(answers) > 1 and cost(together) < sum(map(cost, apart))
-        rows += [together] if shares else apart
-    return rows
+    apart = [prefix + num_tokens for num_tokens in answers]
+    together = prefix + sum(answers)
+    shares = hidden and len(answers) > 1 and cost(together) < sum(map(cost, apart))
+    return [together] if shares else apart

@@ -66,7 +66,7 @@ class Estimate:
     cache: Cache
     parts: Parts
     modes: tuple[ModeTime, ...]
-    balance: Balance
+    balance: Balance | None  # None where the roles share devices
     advice: tuple[str, ...]
 
     @property
@@ -109,7 +109,7 @@ class Estimate:
             "parts_s": asdict(self.parts),
             "step_s": self.step_s,
             "modes": {time.mode: asdict(time) for time in self.modes},
-            "balance": asdict(self.balance),
+            "balance": None if self.balance is None else asdict(self.balance),
             "trust": self.trust(),
         }
 
@@ -138,10 +138,11 @@ class Estimate:
             f"an engine holds {cache.sequences_at_longest:,} sequences of the longest kind, "
             f"{cache.sequences_at_mean:,} of the mean; rollout.num_slots is {job.rollout.num_slots}"
         )
-        yield (
-            f"balance: {balance.rollout_per_learner:.2f} rollout devices for one of the learner; "
-            f"of as many as here {balance.num_rollout} and {balance.num_learner}"
-        )
+        if balance is not None:
+            yield (
+                f"balance: {balance.rollout_per_learner:.2f} rollout devices for one of the "
+                f"learner; of as many as here {balance.num_rollout} and {balance.num_learner}"
+            )
         if self.advice:
             yield "It does not fit. What would help, the first that is enough:"
             yield from (f"  {line}" for line in self.advice)

@@ -15,6 +15,11 @@ NEEDED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size
 OTHER_LAYERS = ("num_experts", "num_local_experts", "n_routed_experts", "kv_lora_rank")
 TWO_MATRICES = ("gpt_neox", "opt", "phi", "starcoder2")  # model types without a gate
 BIASED = ("qwen2",)  # query, key and value have biases, and the config does not say so
+# Whose output layer is the embeddings where the config does not say; that of others is not.
+TIED = (
+    *("cohere", "cohere2", "ernie4_5", "falcon", "gemma", "gemma2", "gemma3_text", "opt"),
+    *("smollm3", "starcoder2", "vaultgemma"),
+)
 
 
 class UnknownShape(SlipstreamError):
@@ -121,7 +126,9 @@ def shape_of(config: Mapping[str, Any], where: str) -> ModelShape:
         num_kv_heads=text.get("num_key_value_heads") or heads,
         head_dim=text.get("head_dim") or hidden // heads,
         vocabulary=text["vocab_size"],
-        is_tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
+        is_tied=bool(
+            text.get("tie_word_embeddings", config.get("tie_word_embeddings", kind in TIED))
+        ),
         has_gate=kind not in TWO_MATRICES,
         has_qkv_bias=kind in BIASED or bool(text.get("attention_bias")),
     )

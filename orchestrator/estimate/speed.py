@@ -100,9 +100,10 @@ def training_s(job: JobConfig, shape: ModelShape, work: Work, device: Device) ->
         passes, ahead = 2 * passes, ahead + 1
     num_forwards = ahead + algorithm.epochs * (2 if algorithm.has_own_critic else 1)
     microbatches_s = work.num_microbatches * num_forwards * costs.microbatch_s
-    updates = algorithm.epochs * algorithm.minibatches
+    num_models = 2 if algorithm.has_own_critic else 1  # that are updated
+    updates = algorithm.epochs * algorithm.minibatches * num_models
     update_s = costs.update_s + updates * _optimizer_s(job, shape, device)
-    links_s = algorithm.epochs * _links_s(job, shape, work, device)
+    links_s = algorithm.epochs * num_models * _links_s(job, shape, work, device)
     return forward * (passes + ahead) / rate + microbatches_s + update_s + links_s
 
 
@@ -126,20 +127,21 @@ def _optimizer_s(job: JobConfig, shape: ModelShape, device: Device) -> float:
 
 
 def _links_s(job: JobConfig, shape: ModelShape, work: Work, device: Device) -> float:
-    """What the ranks exchange: gradients once a step, under ZeRO 2 every microbatch, under ZeRO 3
-    also the weights, for the forward and for the backward pass."""
+    """What the ranks exchange in one epoch: gradients once an update, under ZeRO 2 every
+    microbatch, under ZeRO 3 also the weights, for the forward and for the backward pass."""
     ranks, stage = job.learner.num_ranks, job.learner.zero_stage
     if ranks == 1:
         return 0.0
     size = 2 if job.model.dtype == "bfloat16" else 4
+    updates = job.algorithm.minibatches
     whole = size * shape.params * (ranks - 1) / ranks
     match stage:
         case 3:
             volume = 3 * whole * work.num_microbatches
         case 2:
-            volume = whole * work.num_microbatches + whole
+            volume = whole * work.num_microbatches + whole * updates
         case _:
-            volume = 2 * whole
+            volume = 2 * whole * updates
     return volume / (device.link_bytes_per_s * device.costs.link_share)
 
 

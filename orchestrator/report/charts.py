@@ -178,10 +178,11 @@ def reward_line(steps: Sequence[Step], label: str, colour: str, *, points: bool 
 
 
 def eval_line(evals: Sequence[Evaluation], label: str, colour: str) -> Line:
+    known = [(found.version, found.accuracy) for found in evals if found.accuracy is not None]
     return Line(
         label=label,
-        xs=[found.version for found in evals],
-        ys=[found.accuracy for found in evals],
+        xs=[version for version, _ in known],
+        ys=[accuracy for _, accuracy in known],
         colour=colour,
         is_marked=True,
     )

@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-import numpy as np
-
 from orchestrator.report import charts
 from orchestrator.report.charts import Chart, Line
 from orchestrator.report.markup import Html, tag
@@ -80,7 +78,7 @@ def _figures(names: Sequence[str], figures: Sequence[Figures]) -> Html:
 
 def _held(figures: Figures, key: str) -> str:
     found = next(iter(figures["evals"].values()), None)
-    return "-" if found is None else f"{found[key]:.1%}"
+    return "-" if found is None or found[key] is None else f"{found[key]:.1%}"
 
 
 def _number(value: float | None, digits: int = 0) -> str:
@@ -134,9 +132,9 @@ def _rewards_in_time(runs: Sequence[RunRecord], names: Sequence[str]) -> Chart |
     series = []
     for place, (run, name) in enumerate(zip(runs, names, strict=True)):
         line = _reward(run, name, place)
-        steps = run.history.steps
-        zero_s = min((step.time_s for step in steps.values()), default=0.0)
-        minutes = [(steps[int(version)].time_s - zero_s) / 60 for version in line.xs]
+        history = run.history
+        times = [history.steps[int(version)].time_s for version in line.xs]
+        minutes = [history.trained_for_s(time_s) / 60 for time_s in times]
         series.append(Line(label=name, xs=minutes, ys=line.ys, colour=line.colour))
     return _drawn("compare_reward_in_time", series, "minutes of training", "reward")
 
@@ -152,12 +150,12 @@ def _held_out(runs: Sequence[RunRecord], names: Sequence[str]) -> Chart | None:
 def _throughput(runs: Sequence[RunRecord], names: Sequence[str]) -> Chart | None:
     series = []
     for place, (run, name) in enumerate(zip(runs, names, strict=True)):
-        times = np.asarray(run.history.trained[0])
-        if not len(times):
+        history = run.history
+        if history.training_s <= 0:
             continue
-        edges = charts.bins(float(times.min()), float(times.max()))
+        edges = charts.bins(0.0, history.training_s)
         colour = charts.series_colour(place)
-        line = charts.rate_line(run.history.trained, edges, name, colour)
+        line = charts.rate_line(history.while_training(history.trained), edges, name, colour)
         _, unit_s = charts.unit_of(edges[-1] - edges[0])
         minutes = [x * unit_s / 60 for x in line.xs]  # one axis for all
         series.append(Line(label=name, xs=minutes, ys=line.ys, colour=colour))

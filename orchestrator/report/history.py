@@ -8,40 +8,23 @@ so does a launch that goes on from one. Time is never undone: spans and marks of
 
 from __future__ import annotations
 
-import json
 import math
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
+from orchestrator.event_kinds import KINDS
 from orchestrator.report.spans import Spans
+from orchestrator.run_files import event_of
 
 HELD_OUT = "held-out"  # the set's name where an event has none
 WAIT = "wait"
-FAULTS = {
-    "worker_died": "worker died",
-    "worker_given_up": "worker given up",
-    "went_back": "went back to a commit",
-    "update_lost": "update of weights lost",
-    "skipped": "update not made",
-    "commit_failed": "commit failed",
-    "prune_failed": "old commit not removed",
-    "eval_dropped": "evaluation not done",
-    "tracker_failed": "tracker failed",
-}
-EVENTS = {
-    "launched": "launched",
-    "worker_started": "worker started",
-    "worker_left": "worker left",
-    "left": "worker left",
-    "scaled": "scaled",
-    "paused": "paused",
-    "resumed": "resumed",
-    "commit": "commit",
-    "best": "best so far",
-}
+FAULTS = {kind: found.title for kind, found in KINDS.items() if found.title and found.is_fault}
+EVENTS = {kind: found.title for kind, found in KINDS.items() if found.title and not found.is_fault}
 SYNC = {  # how long each part of an update of weights took: event -> fields
     "published": ("gather_s", "publish_s"),
     "adopted": ("wire_s", "pause_s", "load_s", "since_published_s"),
@@ -68,7 +51,7 @@ class Evaluation:
     set: str
     version: int
     time_s: float
-    accuracy: float  # of greedy answers
+    accuracy: float | None  # of greedy answers; None where none was rewarded
     reward: float | None  # mean of sampled answers
     num_prompts: int
     pass_at: Mapping[int, float]
@@ -109,6 +92,8 @@ class History:
     num_unreadable: int = 0  # lines
     first_s: float | None = None
     last_s: float | None = None
+    # Of each launch, the times of its first step and its last; empty before there is one.
+    training: list[list[float]] = field(default_factory=list)
     _newest: int = -1
     _branches: list[tuple[int, int]] = field(default_factory=list)  # timeline, version it left
 
@@ -124,13 +109,42 @@ class History:
         phases = [spans for role in self.spans.values() for spans in role.values()]
         return bool(phases) and any(spans.is_exact for spans in phases)
 
+    @property
+    def training_s(self) -> float:
+        """Seconds from the first step of each launch to its last."""
+        return sum(last_s - first_s for first_s, last_s in self._stretches)
+
+    def trained_for_s(self, time_s: float) -> float:
+        """What of `training_s` lies before `time_s`."""
+        return sum(
+            min(max(0.0, time_s - first_s), last_s - first_s) for first_s, last_s in self._stretches
+        )
+
+    def while_training(
+        self, columns: tuple[Sequence[float], Sequence[float]]
+    ) -> tuple[list[float], list[float]]:
+        """What was counted after the first step of a launch and up to its last; its times count
+        from the first step, without the gaps between launches."""
+        times, counts = np.asarray(columns[0]), np.asarray(columns[1])
+        before_s, kept_times, kept_counts = 0.0, list[float](), list[float]()
+        for first_s, last_s in self._stretches:
+            inside = (times > first_s) & (times <= last_s)
+            kept_times += (times[inside] - first_s + before_s).tolist()
+            kept_counts += counts[inside].tolist()
+            before_s += last_s - first_s
+        return kept_times, kept_counts
+
+    @property
+    def _stretches(self) -> list[tuple[float, float]]:
+        return [(times[0], times[1]) for times in self.training if times]
+
     def read(self, lines: Iterable[bytes]) -> None:
         """Fold a file in. A last line that is still being written is left out."""
         for line in lines:
             if not line.endswith(b"\n"):
                 continue
             try:
-                self.fold(json.loads(line))
+                self.fold(event_of(line) or {})
             except (KeyError, TypeError, ValueError, AttributeError):
                 self.num_unreadable += 1
 
@@ -151,6 +165,8 @@ class History:
             case "adopted" | "published":
                 self._synced(kind, event)
             case "went_back" | "launched":
+                if kind == "launched":
+                    self.training.append([])
                 self._go_back(event["version"])
                 self._branches.append((event["timeline"], event["version"]))
         if kind in FAULTS or kind in EVENTS:
@@ -179,6 +195,9 @@ class History:
             metrics=event.get("metrics", {}),
         )
         _append(self.trained, time_s, event["num_answer_tokens"])
+        if not self.training:
+            self.training.append([])
+        self.training[-1][1:] = [time_s] if self.training[-1] else [time_s, time_s]
         self._busy(event, time_s)
         for name in SYNC["published"] if not self.counts["published"] else ():
             self._sync(name, self.steps[version].metrics.get(name))
@@ -201,7 +220,7 @@ class History:
             set=name,
             version=version,
             time_s=time_s,
-            accuracy=float(event["greedy_accuracy"]),
+            accuracy=_finite(event.get("greedy_accuracy")),
             reward=_finite(event.get("sampled_reward")),
             num_prompts=int(event["num_prompts"]),
             pass_at={int(k): float(v) for k, v in (event.get("pass_at") or {}).items()},

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.report.history import FAULTS, WAIT, Evaluation, Step
+from orchestrator.report.history import FAULTS, WAIT, Evaluation, History, Step
 from orchestrator.report.read import RunRecord
 from orchestrator.report.spans import Spans
 
@@ -16,9 +16,13 @@ MAX_ENDS = 50  # steps in the mean of the first rewards, and of the last
 
 
 def figures(run: RunRecord) -> dict[str, Any]:
-    """Everything in plain JSON; what is not known is None. Rates are over `training_s`."""
+    """Everything in plain JSON; what is not known is None.
+
+    Rates are over `training_s`, of all launches, and of the tokens of that time, so without those
+    of a launch's first step. What a return to a commit undid counts in both.
+    """
     history, steps = run.history, list(run.history.steps.values())
-    training_s = training_seconds(steps)
+    training_s = history.training_s
     found = {
         "name": run.name,
         "mode": run.setting("mode"),
@@ -30,11 +34,11 @@ def figures(run: RunRecord) -> dict[str, Any]:
         "training_s": training_s,
         "reward": _ends(steps),
         "evals": {name: _change(evals) for name, evals in by_set(run).items()},
-        "generated_tokens_per_s": _rate(history.generated, training_s),
-        "trained_tokens_per_s": _rate(history.trained, training_s),
+        "generated_tokens_per_s": _rate(history, history.generated),
+        "trained_tokens_per_s": _rate(history, history.trained),
         "lag": _lag(run),
         "wait_share": {
-            role: _wait_share(phases, steps) for role, phases in sorted(history.spans.items())
+            role: _wait_share(phases, history) for role, phases in sorted(history.spans.items())
         },
         "bias": bias(run),
         "sync": {name: _spread(seconds) for name, seconds in history.sync.items()},
@@ -61,10 +65,6 @@ def duration_s(run: RunRecord) -> float | None:
     if history.first_s is None or history.last_s is None:
         return None
     return history.last_s - history.first_s
-
-
-def training_seconds(steps: Sequence[Step]) -> float:
-    return steps[-1].time_s - steps[0].time_s if steps else 0.0
 
 
 def by_set(run: RunRecord) -> dict[str, list[Evaluation]]:
@@ -126,37 +126,41 @@ def _ends(steps: Sequence[Step]) -> dict[str, Any] | None:
 
 def _change(evals: Sequence[Evaluation]) -> dict[str, Any]:
     first, last = evals[0], evals[-1]
+    known = [found.accuracy for found in evals if found.accuracy is not None]
     return {
         "first": first.accuracy,
         "last": last.accuracy,
-        "best": max(found.accuracy for found in evals),
+        "best": max(known, default=None),
         "versions": [first.version, last.version],
         "num_prompts": last.num_prompts,
         "pass_at": dict(last.pass_at),
     }
 
 
-def _rate(columns: tuple[Sequence[float], Sequence[float]], training_s: float) -> float | None:
-    return sum(columns[1]) / training_s if training_s > 0 else None
+def _rate(history: History, columns: tuple[Sequence[float], Sequence[float]]) -> float | None:
+    if history.training_s <= 0:
+        return None
+    return sum(history.while_training(columns)[1]) / history.training_s
 
 
 def _lag(run: RunRecord) -> dict[str, Any] | None:
     lags = run.history.lags
     if not (total := sum(lags.values())):
         return None
+    bound = run.setting("replay.max_staleness")
     return {
         "mean": sum(lag * count for lag, count in lags.items()) / total,
         "max": max(lags),
-        "bound": run.setting("replay.max_staleness"),
+        "bound": bound if isinstance(bound, int) else None,
         "groups": {str(lag): lags[lag] for lag in sorted(lags)},
     }
 
 
-def _wait_share(phases: Mapping[str, Spans], steps: Sequence[Step]) -> float | None:
+def _wait_share(phases: Mapping[str, Spans], history: History) -> float | None:
     """Of what is known of a role's time from the first step to the last, what it waited."""
-    if training_seconds(steps) <= 0:
+    if history.training_s <= 0:
         return None
-    edges = np.asarray([steps[0].time_s, steps[-1].time_s])
+    edges = np.asarray([min(history.trained[0]), max(history.trained[0])])
     shares = {phase: float(spans.share_of(edges)[0]) for phase, spans in phases.items()}
     total = sum(shares.values())
     return shares.get(WAIT, 0.0) / total if total > 0 else None

@@ -146,8 +146,10 @@ def _held_out_card(figures: Mapping[str, Any]) -> Html:
     if not figures["evals"]:
         return _card("plain", "Held-out accuracy", "not measured", "no evaluation has ended")
     name, found = next(iter(figures["evals"].items()))
-    points = 100 * (found["last"] - found["first"])
     label = "Held-out accuracy" if name == HELD_OUT else f"Held-out accuracy, {name}"
+    if found["first"] is None or found["last"] is None:
+        return _card("plain", label, "not measured", "no greedy answer has a reward")
+    points = 100 * (found["last"] - found["first"])
     return _card(
         "good" if points > 0 else "warn",
         label,

@@ -46,6 +46,9 @@ def _held_out(run: RunRecord) -> Entry:
         ks = sorted({k for found in evals for k in found.pass_at if k > 1})
         label = f"{name} " if len(sets) > 1 else ""
         series += [charts.pass_line(evals, k, f"{label}pass@{k}", colour) for k in ks]
+    series = [line for line in series if len(line.xs)]
+    if not series:
+        return "Held-out accuracy", None, "No greedy answer has a reward."
     chart = charts.lines(
         "held_out", series, x_label="policy version", y_label="answered right", is_share=True
     )

@@ -17,6 +17,14 @@ from orchestrator.status import NoStatus, StatusReport, read_status
 from slipstream.errors import SlipstreamError
 
 MAX_SAMPLES = 48  # of all that samples.jsonl holds, evenly spread
+# Of replay's statistics, and what each has of `generated_` and `trained_` where it has one of them.
+COUNTS: Mapping[str, tuple[str, ...]] = {
+    "lengths": ("rollouts", "tokens"),
+    "rewards": ("groups", "sum"),
+    "drops": (),
+    "failures": (),
+    "reissues": (),
+}
 
 
 class NothingToReport(SlipstreamError):
@@ -36,19 +44,12 @@ class RunRecord:
     environment: Mapping[str, Any]
     samples: list[Mapping[str, Any]]
     ledger: Mapping[str, Any] | None
+    replay: Mapping[str, Any]  # its statistics, of the whole run
     missing: tuple[str, ...]  # a sentence each
 
     @property
     def name(self) -> str:
         return str(self.job.get("name") or self.path.resolve().name)
-
-    @property
-    def replay(self) -> Mapping[str, Any]:
-        """Replay's statistics, of the whole run."""
-        if self.status is not None and self.status.status.replay:
-            return self.status.status.replay
-        found: Mapping[str, Any] = self.result.get("replay", {})
-        return found
 
     def setting(self, key: str, default: Any = None) -> Any:
         """Of the resolved job, by its dotted key."""
@@ -60,24 +61,31 @@ class RunRecord:
 
 def read_run(path: Path) -> RunRecord:
     """What the files of a run say. Raises NothingToReport where there are none."""
-    events = path / "metrics.jsonl"
-    if not events.is_file() and not (path / "job.yaml").is_file():
+    if not any((path / name).is_file() for name in ("metrics.jsonl", "job.yaml")):
         raise NothingToReport(
             f"{path} is no run's directory: it holds neither metrics.jsonl nor job.yaml"
         )
+    return record_of(path)
+
+
+def record_of(path: Path) -> RunRecord:
+    """What there is to be read of a run, be it nothing."""
     missing: list[str] = []
     job_text, job = _job(path / "job.yaml", missing)
-    history = _history(events, missing)
+    history = _history(path / "metrics.jsonl", missing)
+    status = _status(path, missing)
+    result = _json(path / "result.json", missing, "the run has not ended")
     return RunRecord(
         path=path,
         job=job,
         job_text=job_text,
         history=history,
-        status=_status(path, missing),
-        result=_json(path / "result.json", missing, "the run has not ended"),
+        status=status,
+        result=result,
         environment=_json(path / "environment.json", missing, "it is of an older Slipstream"),
         samples=_samples(path / "samples.jsonl", missing),
         ledger=_ledger(path, missing),
+        replay=_replay(status, result, missing),
         missing=tuple(missing),
     )
 
@@ -86,7 +94,7 @@ def _job(path: Path, missing: list[str]) -> tuple[str, Mapping[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
         job = YAML(typ="safe").load(text)
-    except (OSError, YAMLError) as error:
+    except (OSError, ValueError, YAMLError) as error:  # ValueError: of a date, say
         missing.append(f"job.yaml cannot be read ({_reason(error)}): no settings are shown.")
         return "", {}
     return text, job if isinstance(job, Mapping) else {}
@@ -125,6 +133,27 @@ def _json(path: Path, missing: list[str], why: str) -> Mapping[str, Any]:
             return found
         missing.append(f"{path.name} holds no mapping.")
     return {}
+
+
+def _replay(
+    status: StatusReport | None, result: Mapping[str, Any], missing: list[str]
+) -> Mapping[str, Any]:
+    """Those of replay's statistics that a report needs, where they are sound."""
+    now = status.status.replay if status is not None else {}
+    found = now or result.get("replay", {})
+    parts = found if isinstance(found, Mapping) else {}
+    sound = {name: part for name in COUNTS if _is_sound(name, part := parts.get(name, {}))}
+    if found is not parts or len(sound) < len(COUNTS):
+        missing.append(f"Replay's figures in {'status' if now else 'result'}.json are damaged.")
+    return {name: part for name, part in sound.items() if name in parts}
+
+
+def _is_sound(name: str, part: object) -> bool:
+    if not isinstance(part, Mapping):
+        return False
+    pairs = [[f"{of}_{what}" in part for what in COUNTS[name]] for of in ("generated", "trained")]
+    has_all = all(any(pair) == all(pair) for pair in pairs)
+    return has_all and all(isinstance(count, int | float) for count in part.values())
 
 
 def _samples(path: Path, missing: list[str]) -> list[Mapping[str, Any]]:

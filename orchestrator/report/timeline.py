@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from orchestrator.event_kinds import KINDS
 from orchestrator.report.charts import Chart, draw, unit_of
 from orchestrator.report.history import WAIT, History, Mark
 from orchestrator.report.spans import Floats, Spans
@@ -30,22 +31,7 @@ MAX_SPANS = 800  # of a role in the detail; more are shown in bins
 EDGE = 0.008  # left and right of the window, so that no mark touches the names
 DETAIL_S = 60.0
 DETAIL_PART = 5  # of a short run at most its fifth
-MARKS = {  # kind -> marker, colour
-    "launched": (">", "ink"),
-    "worker_died": ("X", "red"),
-    "worker_given_up": ("X", "red"),
-    "went_back": ("<", "red"),
-    "skipped": ("X", "red"),
-    "update_lost": ("X", "red"),
-    "commit_failed": ("X", "red"),
-    "worker_started": ("^", "green"),
-    "worker_left": ("v", "muted"),
-    "scaled": ("D", "purple"),
-    "paused": ("s", "amber"),
-    "resumed": (">", "green"),
-    "commit": ("|", "purple"),
-    "best": ("*", "green"),
-}
+MARKS = {kind: found.mark for kind, found in KINDS.items() if found.mark}  # marker, colour
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -159,32 +159,26 @@ def _override(raw: dict[str, Any], text: str, places: Places) -> Problem | None:
 
 def _anchor_paths(raw: dict[str, Any], directory: Path) -> None:
     """Make relative paths of the file start at the file's directory."""
-    model = raw.get("model")
-    if isinstance(model, dict):
-        _anchor_if_there(model, "path", directory)
-        _anchor_if_there(model, "tokenizer", directory)
-        _anchor(model, "chat_template", directory)
+    for section, key, may_be_name in paths_in(raw):
+        if not may_be_name or (directory / section[key]).exists():
+            section[key] = str((directory / section[key]).resolve())
+
+
+def paths_in(raw: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], str, bool]]:
+    """Every (section, key) of a job file that holds a path, and whether what is not there may be a
+    name on the Hugging Face hub."""
     data = raw.get("data")
     sources = list(data.values()) if isinstance(data, dict) else []
     if isinstance(data, dict) and isinstance(sets := data.get("eval_sets"), dict):
         sources += sets.values()
-    for source in sources:
-        if isinstance(source, dict):
-            _anchor(source, "path", directory)
-            _anchor_if_there(source, "name", directory)
-
-
-def _anchor(section: dict[str, Any], key: str, directory: Path) -> None:
-    value = section.get(key)
-    if isinstance(value, str):
-        section[key] = str((directory / value).resolve())
-
-
-def _anchor_if_there(section: dict[str, Any], key: str, directory: Path) -> None:
-    """What is not there may be a name on the Hugging Face hub."""
-    value = section.get(key)
-    if isinstance(value, str) and (directory / value).exists():
-        section[key] = str((directory / value).resolve())
+    model_keys = {"path": True, "tokenizer": True, "chat_template": False}
+    for section, keys in [
+        (raw.get("model"), model_keys),
+        *((source, {"path": False, "name": True}) for source in sources),
+    ]:
+        for key, may_be_name in keys.items() if isinstance(section, dict) else ():
+            if isinstance(section.get(key), str):
+                yield section, key, may_be_name
 
 
 def _dotted(path: KeyPath) -> str:

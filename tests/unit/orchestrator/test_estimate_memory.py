@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoConfig
 
 from orchestrator.estimate.devices import GPUS, gpu_named
 from orchestrator.estimate.lengths import quantiles, work_of
@@ -19,7 +20,7 @@ from orchestrator.estimate.memory import (
     engine_memory,
     rank_memory,
 )
-from orchestrator.estimate.shape import UnknownShape, read_shape, shape_of
+from orchestrator.estimate.shape import TIED, UnknownShape, read_shape, shape_of
 from slipstream.config.job import JobConfig
 from slipstream.errors import SlipstreamError
 from tests.helpers.jobs import make_job
@@ -37,6 +38,13 @@ def work(job: JobConfig, *, prompt: float = 512, answer: float = 1000) -> Any:
 def rank_of(job: JobConfig, gpu: str = "H100") -> Any:
     device = GPUS[gpu]
     return rank_memory(job, SHAPE, work(job), device_bytes=device.memory_bytes, is_gpu=True)
+
+
+@pytest.mark.parametrize("kind", [*TIED, "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3"])
+def test_what_a_config_leaves_out_is_as_transformers_takes_it(kind: str) -> None:
+    given = {**QWEN2_5_7B, "model_type": kind}
+    del given["tie_word_embeddings"]
+    assert shape_of(given, "").is_tied == AutoConfig.for_model(kind).tie_word_embeddings
 
 
 def test_the_parameters_of_a_published_model() -> None:

@@ -112,6 +112,30 @@ def test_checkpointing_costs_a_third_of_the_products() -> None:
     assert 1.25 < training_s(again, SHAPE, work, H100) / plain_s < 4 / 3
 
 
+def test_minibatches_are_packed_and_exchanged_one_by_one() -> None:
+    """8 groups of one row of 4 x 100 + 299 tokens: the 4 of a rank fit a microbatch, of a
+    minibatch it has 1; gradients go over the links and through Adam 4 times."""
+    learner = {"groups_per_batch": 8, "num_ranks": 2, "zero_stage": 1}
+    whole, cut = (
+        gpu_job(
+            learner=learner | {"max_tokens_per_microbatch": 4000},
+            algorithm={"minibatches": count},
+        )
+        for count in (1, 4)
+    )
+    works = [
+        work_of(job, prompt_tokens=300, answer_tokens=100, hidden=SHAPE.hidden)
+        for job in (whole, cut)
+    ]
+    assert [work.num_microbatches for work in works] == [1, 4]
+    assert works[1].largest_microbatch < works[0].largest_microbatch / 3
+    seconds = [
+        training_s(job, SHAPE, work, H100) for job, work in zip((whole, cut), works, strict=True)
+    ]
+    gradients_s = 2 * 2 * SHAPE.params / 2 / (450e9 * 0.6)
+    assert seconds[1] - seconds[0] > 3 * gradients_s
+
+
 @given(num_workers=st.integers(1, 16), more=st.integers(1, 16), answer=st.floats(1, 2048))
 def test_more_engines_never_generate_slower(num_workers: int, more: int, answer: float) -> None:
     few, many = (
@@ -207,6 +231,20 @@ def test_on_shared_gpus_an_engine_gets_what_the_rank_leaves() -> None:
         mode="sync",
     )
     assert estimate_of(fitting).fits
+
+
+def test_on_shared_devices_there_is_no_balance() -> None:
+    turns = {"colocate": True, "num_workers": 8, "gpu_memory_share": 0.5}
+    found = estimate_of(gpu_job(rollout=turns, mode="sync"))
+    assert found.balance is None
+    assert found.as_json()["balance"] is None
+    assert not any(line.startswith("balance") for line in found._lines())
+
+
+def test_a_job_that_allows_no_lag_is_not_told_the_time_of_one_that_does() -> None:
+    strict = {"max_staleness": 0}
+    found = {time.mode: time for time in estimate_of(gpu_job(replay=strict)).modes}
+    assert (found["buffered"].max_staleness, found["split"].max_staleness) == (0, 1)
 
 
 def test_all_roles_of_one_machine_must_fit_together() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ def commit(root: Path, version: int, timeline: int = 0) -> Path:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     events = (step(1, 1), evaluated(1, 1, 0.25), step(2, 2), evaluated(2, 2, 0.75, set="hard"))
+    events += (evaluated(2, 2, 0, set="none", greedy_accuracy=None, sampled_reward=None),)
     run = run_directory(tmp_path / "trial", events)
     (run / "checkpoints").mkdir()
     commit(run / "checkpoints", 1)
@@ -60,6 +62,7 @@ def test_the_newest_commit_with_a_card(run: Path, tmp_path: Path) -> None:
     assert "# trial, version 2" in card
     assert "| hard | 10 | 75.0% | - |" in card
     assert "25.0%" not in card  # which was version 1
+    assert "| none | 10 | - | - |" in card
 
 
 def test_a_version_by_its_number(run: Path, tmp_path: Path) -> None:
@@ -71,23 +74,30 @@ def test_a_version_by_its_number(run: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
 
 
-@pytest.mark.parametrize("kind", ["file", "link"])
-def test_the_best(run: Path, tmp_path: Path, kind: str) -> None:
-    best = run / "checkpoints" / "best"
+def name_best(run: Path, commit: str) -> None:
+    """As the driver does."""
+    best = {
+        "commit": commit,
+        "version": 1,
+        "set": "held-out",
+        "metric": "greedy_accuracy",
+        "value": 0.25,
+    }
+    (run / "checkpoints" / "best").write_text(json.dumps(best))
+
+
+def test_the_best(run: Path, tmp_path: Path) -> None:
     assert "leave out --best" in export(run, tmp_path / "out", "--best").stderr
-    if kind == "file":
-        best.write_text("step-00000001-t0000\n")
-    else:
-        best.symlink_to("step-00000001-t0000")
+    name_best(run, "step-00000001-t0000")
     assert export(run, tmp_path / "out", "--best").exit_code == 0
     assert exported(tmp_path / "out") == 1
 
 
 def test_a_best_that_is_elsewhere_is_refused(run: Path, tmp_path: Path) -> None:
-    (run / "checkpoints" / "best").write_text("../../elsewhere/step-00000009-t0000")
+    name_best(run, "../../elsewhere/step-00000009-t0000")
     done = export(run, tmp_path / "out", "--best")
     assert done.exit_code == 2
-    assert "no commit in" in done.stderr
+    assert "names no best commit" in done.stderr
 
 
 def test_nothing_is_overwritten(run: Path, tmp_path: Path) -> None:
@@ -113,6 +123,16 @@ def test_what_no_manifest_has_is_not_copied(run: Path, tmp_path: Path) -> None:
     (run / "checkpoints" / "step-00000002-t0000" / "model" / "pytorch_model.bin").write_text("!")
     assert export(run, tmp_path / "out").exit_code == 0
     assert not (tmp_path / "out" / "pytorch_model.bin").exists()
+
+
+@pytest.mark.parametrize("damaged", ["a: 2024-99-99\n", None])
+def test_the_files_of_the_card_are_not_needed(
+    run: Path, tmp_path: Path, damaged: str | None
+) -> None:
+    for name in ("job.yaml", "metrics.jsonl"):
+        (run / name).unlink() if damaged is None else (run / name).write_text(damaged)
+    assert export(run, tmp_path / "out").exit_code == 0
+    assert "was not evaluated" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_version_and_best_at_once(run: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import subprocess
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -175,9 +176,25 @@ def test_the_job_file_in_the_pods_is_a_job_file(tmp_path: Path) -> None:
         assert job.algorithm == before.algorithm
         assert job.learner.learning_rate == before.learner.learning_rate
         assert str(job.run_dir) == f"/slipstream/runs/{job.name}"
-        assert f"{job.run_dir}/checkpoints/latest" in ray_job["spec"]["entrypoint"]
+        assert f"{job.run_dir}/checkpoints/step-*" in ray_job["spec"]["entrypoint"]
         assert str(ROOT) not in to_yaml([config, ray_job])
         assert job.model.path in ("/opt/files/base_model", "/opt/files/model")
+
+
+def test_a_retry_goes_on_from_a_commit_and_begins_anew_where_there_is_none(tmp_path: Path) -> None:
+    entrypoint = render(GSM8K, f"checkpoint.dir={tmp_path}/our runs")[1]["spec"]["entrypoint"]
+    program = "slipstream() { echo $# $5; }; "
+
+    def said() -> str:
+        return subprocess.check_output(["sh", "-c", program + entrypoint], text=True).strip()
+
+    assert said() == "4"
+    checkpoints = tmp_path / "our runs" / load_job(GSM8K).name / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    assert said() == "5 --overwrite"
+    for version in (1, 2):
+        (checkpoints / f"step-0000000{version}-t0000").mkdir()
+    assert said() == "5 --resume"
 
 
 def test_the_reward_beside_the_job_file_goes_along() -> None:
@@ -185,6 +202,21 @@ def test_the_reward_beside_the_job_file_goes_along() -> None:
     source = (GSM8K.parent / "gsm8k_reward.py").read_text()
     assert config["data"]["gsm8k_reward.py"] == source
     assert set(render(ARITHMETIC / "split.yaml")[0]["data"]) == {"job.yaml"}
+
+
+def test_every_path_of_a_job_is_moved(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text((ARITHMETIC / "buffered.yaml").read_text())
+    sets = "data.eval_sets={hard: {kind: jsonl, path: hard.jsonl}}"
+    config, _ = render(tmp_path / "job.yaml", sets, files=PurePosixPath("/opt/files"))
+    data = yaml.safe_load(config["data"]["job.yaml"])["data"]
+    assert data["eval_sets"]["hard"]["path"] == "/opt/files/hard.jsonl"
+
+
+def test_a_reward_that_yaml_cannot_hold_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "gsm8k_reward.py").write_text("def reward(): ...\n\x0c\n")
+    (tmp_path / "job.yaml").write_text(GSM8K.read_text())
+    with pytest.raises(ValueError, match=r"holds the character '\\x0c'"):
+        render(tmp_path / "job.yaml")
 
 
 def test_what_is_too_large_for_a_config_map_is_refused(tmp_path: Path) -> None:

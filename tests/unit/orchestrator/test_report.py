@@ -106,7 +106,8 @@ def test_the_figures_are_those_of_the_events(run: Path) -> None:
     assert found["evals"]["held-out"]["first"] == 0.25
     assert found["evals"]["held-out"]["last"] == 0.75
     assert found["training_s"] == 2.0
-    assert found["trained_tokens_per_s"] == 100.0  # 200 tokens in the 2 s between the steps
+    assert found["trained_tokens_per_s"] == 50.0  # of the second step, in its 2 s
+    assert found["generated_tokens_per_s"] == 25.0  # 50 by then, and 50 later
     assert found["lag"] == {"mean": 0.5, "max": 1, "bound": 2, "groups": {"0": 2, "1": 2}}
     # From 10 to 12: the second step took its last second, a quarter of it to wait; worker 0 made
     # tokens from 10 to 11; worker 1 spent 9 to 13, three quarters of it waiting.
@@ -175,6 +176,29 @@ def test_figures_that_are_no_numbers_do_not_hurt(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["runs"][0]["reward"] is None
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("job.yaml", "date: 2024-99-99\n"),
+        ("job.yaml", "replay: {max_staleness: [}"),
+        ("result.json", '{"replay": null}'),
+        ("result.json", '{"replay": {"drops": 3}}'),
+        ("result.json", '{"replay": {"lengths": {"generated_rollouts": 1}}}'),
+    ],
+)
+def test_a_damaged_file_is_named(run: Path, name: str, content: str) -> None:
+    (run / name).write_text(content)
+    done = report(run, "--json")
+    assert done.exit_code == 0, done.output
+    (found,) = json.loads(done.stdout)["runs"]
+    assert any(name in note for note in found["missing"])
+
+
+def test_a_setting_of_another_type_does_not_hurt(run: Path) -> None:
+    (run / "job.yaml").write_text("replay: {max_staleness: some}")
+    assert report(run).exit_code == 0
+
+
 def test_a_dollar_in_a_name_is_no_formula(tmp_path: Path) -> None:
     events = (step(1, 1), evaluated(0, 1, 0.5, set="$\\frac$ <b>"), evaluated(1, 2, 0.5, set="x"))
     run = run_directory(tmp_path / "trial", events)
@@ -219,6 +243,18 @@ def test_runs_are_compared(tmp_path: Path, run: Path) -> None:
         assert text in page.text
     assert "replay.max_staleness" not in page.text  # it is the same in both
     assert (tmp_path / "both" / "compare_reward.png").exists()
+
+
+def test_an_evaluation_without_rewards_is_told(tmp_path: Path) -> None:
+    nothing = {"greedy_accuracy": None, "greedy_reward": None, "sampled_reward": None}
+    events = (step(1, 1), evaluated(0, 1, 0.5, **nothing), step(2, 2), evaluated(2, 3, 0.5))
+    for name, kept in (("some", events), ("none", events[:3])):
+        job = JOB.replace("trial", name)
+        done = report(run_directory(tmp_path / name, kept, job=job), "--json")
+        assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["runs"][0]["evals"]["held-out"]["best"] is None
+    done = report(tmp_path / "some", tmp_path / "none", "--out", tmp_path / "both")
+    assert done.exit_code == 0, done.output
 
 
 def test_keys_that_differ() -> None:

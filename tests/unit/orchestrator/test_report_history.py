@@ -66,6 +66,21 @@ def test_a_launch_undoes_what_came_after_the_commit_that_it_goes_on_from() -> No
     assert [mark.text for mark in found.marks] == ["from version 0", "from version 1"]
 
 
+def test_training_is_from_the_first_step_of_a_launch_to_its_last() -> None:
+    launch = {"kind": "launched", "role": "driver", "index": 0, "timeline": 0}
+    found = history(
+        {**launch, "time_s": START_S, "version": 0},
+        *(busy(9), step(1, 10), busy(11), step(2, 14), went_back(1, 1, 15), step(2, 18)),
+        {**launch, "time_s": START_S + 1000, "version": 2},
+        *(step(3, 1010), busy(1011), step(4, 1014), busy(1020)),
+    )
+    assert found.training_s == 12.0  # from 10 to 18, and from 1010 to 1014
+    times, tokens = found.while_training(found.trained)
+    assert (times, tokens) == ([4.0, 8.0, 12.0], [100.0] * 3)  # the undone step among them
+    assert found.while_training(found.generated) == ([1.0, 9.0], [50.0, 50.0])
+    assert [found.trained_for_s(START_S + at_s) for at_s in (0, 10, 500, 1012)] == [0, 0, 8, 10]
+
+
 def test_a_line_being_written_is_left_out_and_a_damaged_one_is_counted() -> None:
     whole = json.dumps(step(1, 1)).encode() + b"\n"
     found = History()

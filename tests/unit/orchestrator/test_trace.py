@@ -9,7 +9,9 @@ from typing import Any
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
+from orchestrator.event_kinds import KINDS
 from orchestrator.trace import Spans, Thinned, Trace, read_trace, write_trace
+from slipstream import telemetry
 
 START_S = 1_700_000_000.0
 FIELDS = {"X": {"name", "cat", "ts", "dur"}, "i": {"name", "cat", "ts", "s"}, "C": {"name", "ts"}}
@@ -163,10 +165,17 @@ def test_thinned_keeps_evenly() -> None:
 
 def test_damaged_lines_are_left_out(tmp_path: Path) -> None:
     lines = [json.dumps(one) for one in EVENTS]
-    text = "\n".join([lines[0], '{"kind": "st', *lines[1:], '{"kind": "busy", "ro'])
+    text = "\n".join(
+        [lines[0], '{"kind": "st', "[1]", '{"kind": "step"}', *lines[1:], '{"kind": "busy", "ro']
+    )
     (tmp_path / "metrics.jsonl").write_text(text)
     written = json.loads(write_trace(tmp_path).read_text())
     assert written == read_trace(tmp_path / "metrics.jsonl") == traced(EVENTS)
+
+
+def test_every_kind_that_is_told_is_one_that_exists() -> None:
+    assert telemetry.__doc__ is not None
+    assert [kind for kind in KINDS if f"`{kind}`" not in telemetry.__doc__] == []
 
 
 def test_an_empty_run_has_an_empty_trace() -> None:
