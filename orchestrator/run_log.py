@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from slipstream.errors import SlipstreamError
+from slipstream.secrets import redact
 
 FILE_NAME = "log.txt"
 DRIVER = "driver"
@@ -42,7 +43,8 @@ class RunLog:
 
     def write(self, role: str, lines: Sequence[str]) -> None:
         time_ = datetime.now(UTC).isoformat(timespec="milliseconds")
-        text = "".join(f"{time_} {role}{BAR}{_shown(line)}\n" for line in lines)
+        shown = redact(dict(enumerate(map(_shown, lines)))).values()
+        text = "".join(f"{time_} {role}{BAR}{line}\n" for line in shown)
         # On a full disk the log has a gap, and the job goes on.
         with self._lock, suppress(OSError), self._path.open("a", encoding="utf-8") as file:
             file.write(text)

@@ -36,6 +36,12 @@ def test_lines_come_back_as_a_terminal_would_show_them(tmp_path: Path) -> None:
     ]
 
 
+def test_secrets_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "correct-horse-battery")
+    RunLog(tmp_path).write("rollout-0", ["401 for correct-horse-battery", "and on"])
+    assert [line.text for line in last_lines(tmp_path, None, 9)] == ["401 for <redacted>", "and on"]
+
+
 @pytest.mark.parametrize(
     ("role", "num_lines", "found"),
     [
