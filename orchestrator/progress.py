@@ -28,6 +28,7 @@ class Progress:
         self._live = Live(console=console, transient=True, auto_refresh=False)
         self._next_plain_s = 0.0
         self._last_line = ""
+        self._told_version = -1
 
     def __enter__(self) -> Progress:
         if self._console.is_terminal:
@@ -57,8 +58,9 @@ class Progress:
             with _unheard():
                 self._live.update(Text(line), refresh=True)
         due = time.monotonic() >= self._next_plain_s
-        if line != self._last_line and (due or state.version == state.num_steps):
-            self._last_line = line
+        is_last = state.version == state.num_steps and self._told_version != state.num_steps
+        if line != self._last_line and (due or is_last):
+            self._last_line, self._told_version = line, state.version
             self._next_plain_s = time.monotonic() + PLAIN_LINE_EVERY_S
             self.log(line)
             if not self._console.is_terminal:

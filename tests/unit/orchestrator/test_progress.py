@@ -50,3 +50,15 @@ def test_what_nobody_can_hear_ends_nothing(
         progress.note(QUOTED)
         progress.show(state)
     progress.close(closing_table(state, wall_s=1.0, model_dir="m", metrics_file="f"))
+
+
+def test_the_last_version_is_told_at_once_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(100, 200))
+    monkeypatch.setattr("orchestrator.progress.time.time", lambda: next(clock))
+    heard = list[str]()
+    progress = Progress(Console(file=io.StringIO()))
+    progress.log = heard.append
+    state = RunState(num_steps=1, training_started_at_s=90.0, num_trained_tokens=100)
+    for state.version in (0, 1, 1, 1):
+        progress.show(state)
+    assert [line.split("  ")[0] for line in heard] == ["step 0/1", "step 1/1"]
