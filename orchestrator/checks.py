@@ -21,6 +21,8 @@ from rollout_worker.rewards import build_reward
 from slipstream.config.compare import breaking_differences
 from slipstream.config.job import (
     DataConfig,
+    DataSource,
+    HubSource,
     JobConfig,
     JsonlSource,
     ModelConfig,
@@ -56,6 +58,10 @@ def preflight(
         findings += _telemetry(sections["telemetry"])
     if file.job is not None:
         findings += _run_dir(file.job, resume=resume, overwrite=overwrite, to_start=to_start)
+        inside = Path(file.places.file).resolve().is_relative_to(file.job.run_dir.resolve())
+        if inside and overwrite and to_start:
+            where = f"{file.places.file} lies in {file.job.run_dir}"
+            findings.append(("name", f"{where}, which --overwrite deletes; copy it elsewhere"))
     return [file.problem(key, message) for key, message in findings]
 
 
@@ -126,14 +132,20 @@ def _is_known(config: Mapping[str, Any]) -> bool:
 
 
 def _data(data: DataConfig) -> Iterator[tuple[str, str]]:
-    more = ((f"data.eval_sets.{name}", source) for name, source in data.eval_sets.items())
-    for key, source in (("data.train", data.train), ("data.eval", data.eval), *more):
+    for key, source in _sources(data):
         if not isinstance(source, JsonlSource | ParquetSource):
             continue
         if not source.path.exists():
             yield f"{key}.path", f"{source.path} does not exist"
         elif source.path.is_file() and source.path.stat().st_size == 0:
             yield f"{key}.path", f"{source.path} is empty"
+
+
+def _sources(data: DataConfig) -> Iterator[tuple[str, DataSource | None]]:
+    yield "data.train", data.train
+    yield "data.eval", data.eval
+    for name, source in data.eval_sets.items():
+        yield f"data.eval_sets.{name}", source
 
 
 def _telemetry(telemetry: TelemetryConfig) -> Iterator[tuple[str, str]]:
@@ -187,14 +199,34 @@ def _run_dir(
         )
     if to_start and overwrite and (message := no_run(run_dir)):
         yield "name", message
-    if overwrite and Path(job.model.path).resolve().is_relative_to(run_dir):
-        yield "model.path", f"lies in {job.run_dir}, which --overwrite deletes; choose another name"
+    if to_start and overwrite:
+        for key, path in _paths(job):
+            if path.resolve().is_relative_to(run_dir):
+                yield key, f"{path} lies in {job.run_dir}, which --overwrite deletes; move one"
     there = next(path for path in [run_dir, *run_dir.parents] if path.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
         yield (
             "checkpoint.dir",
             f"{there} cannot be written; make it a directory that can, or name another one",
         )
+
+
+def _paths(job: JobConfig) -> Iterator[tuple[str, Path]]:
+    """What the job reads; a name on the hub is no less a path that is nowhere."""
+    yield "model.path", Path(job.model.path)
+    if job.model.tokenizer is not None:
+        yield "model.tokenizer", Path(job.model.tokenizer)
+    if job.model.chat_template is not None:
+        yield "model.chat_template", job.model.chat_template
+    for key, source in _sources(job.data):
+        if isinstance(source, JsonlSource | ParquetSource):
+            yield f"{key}.path", source.path
+        elif isinstance(source, HubSource):
+            yield f"{key}.name", Path(source.name)
+    if job.reward.kind == "function":
+        module = sys.modules.get(job.reward.path.partition(":")[0])  # `_reward` has imported it
+        if module is not None and module.__file__ is not None:
+            yield "reward.path", Path(module.__file__)
 
 
 def _commit(job: JobConfig, run_dir: Path) -> Iterator[tuple[str, str]]:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import requests
 from aiohttp import ClientError
@@ -22,10 +22,11 @@ from ray.job_submission import JobSubmissionClient
 from orchestrator.submission import is_http
 from slipstream.errors import SlipstreamError
 
+T = TypeVar("T")
 CALL_TIMEOUT_S = 30.0
 LOOK_EVERY_S = 0.25
 SILENT_AFTER_S = 30.0  # then a followed log is asked for anew: its connection may be dead
-LOST_AFTER_S = 120.0  # without an answer, while a job is followed
+LOST_AFTER_S = 120.0  # without an answer, while a job is waited for or followed
 TOKEN = "RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
 
 
@@ -78,13 +79,24 @@ class Cluster:
         runtime_env: Mapping[str, Any] | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        with self._in_words():
-            self._client.submit_job(
-                entrypoint=entrypoint,
-                submission_id=submission_id,
-                runtime_env=dict(runtime_env or {}),
-                metadata=dict(metadata or {}),
-            )
+        try:
+            with self._in_words():
+                self._client.submit_job(
+                    entrypoint=entrypoint,
+                    submission_id=submission_id,
+                    runtime_env=dict(runtime_env or {}),
+                    metadata=dict(metadata or {}),
+                )
+        except Unreachable as error:
+            if not self._knows(submission_id):  # else its answer alone was lost
+                message = f"{error}\nIt may have taken {submission_id} all the same: ray job list"
+                raise Unreachable(message) from None
+
+    def _knows(self, submission_id: str) -> bool:
+        with suppress(ClusterError):
+            self.look(submission_id)
+            return True
+        return False
 
     def look(self, submission_id: str) -> Seen:
         with self._in_words():
@@ -101,13 +113,17 @@ class Cluster:
             self._client.stop_job(submission_id)
 
     def log(self, submission_id: str) -> str:
-        with self._in_words():
-            return str(self._client.get_job_logs(submission_id))
+        def ask() -> str:
+            with self._in_words():
+                return str(self._client.get_job_logs(submission_id))
+
+        return _patiently(ask)
 
     def wait(self, submission_id: str, timeout_s: float) -> Seen:
-        """The job once it is over. Raises ClusterError where it is not by then."""
+        """The job once it is over. Raises ClusterError where it is not by then, Unreachable after
+        LOST_AFTER_S without an answer."""
         deadline_s = time.monotonic() + timeout_s
-        while not (seen := self.look(submission_id)).is_over:
+        while not (seen := _patiently(lambda: self.look(submission_id))).is_over:
             if time.monotonic() > deadline_s:
                 raise ClusterError(
                     f"the command did not end within {timeout_s:.0f} s on {self.address}; it is "
@@ -165,6 +181,18 @@ class Cluster:
             raise Unreachable(_nobody(self.address)) from None
         except (requests.RequestException, RuntimeError, ValueError) as error:
             raise ClusterError(_refused(self.address, str(error))) from None
+
+
+def _patiently(ask: Callable[[], T]) -> T:
+    """What is answered, in the end; for questions alone. Raises Unreachable after LOST_AFTER_S."""
+    deadline_s = time.monotonic() + LOST_AFTER_S
+    while True:
+        try:
+            return ask()
+        except Unreachable:
+            if time.monotonic() > deadline_s:
+                raise
+        time.sleep(LOOK_EVERY_S)
 
 
 class _Client(JobSubmissionClient):  # type: ignore[misc]

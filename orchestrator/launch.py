@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -39,7 +39,7 @@ from orchestrator.requests import Requests
 from orchestrator.run_dir import RunDir
 from orchestrator.run_lease import RunLease
 from orchestrator.run_state import RunState
-from orchestrator.status import State, Status, write_status
+from orchestrator.status import RoleStatus, State, Status, write_status
 from orchestrator.submission import metadata
 from orchestrator.trace import write_trace
 from orchestrator.watchdog import write_stacks
@@ -49,6 +49,7 @@ from slipstream.telemetry import EventLog
 
 EVAL_TIMEOUT_S = 600.0
 START_LOOK_S = 0.2
+OF_EVALUATIONS = ("eval", "eval_started")
 REPLAY_COUNTS = ("num_buffered", "num_running")
 
 
@@ -63,48 +64,27 @@ def launch(
 ) -> int:
     """Run `job` to its end. Returns the exit code: 0, or 130 after Ctrl-C or SIGTERM."""
     launched_s = time.time()
-    console = Console()
     state = RunState(num_steps=job.learner.num_steps, launched_at_s=launched_s)
     with (
         Interrupts() as interrupts,
-        Progress(console) as progress,
+        Progress(Console(markup=False, emoji=False)) as progress,
         cluster.connected(address, import_dirs(job_file.parent), metadata(job)) as context,
         _leased(job, plan, job_file) as lease,
     ):
         interrupts.take()
         run_dir = RunDir.open(job, overwrite=overwrite)
-        run_dir.add_launch(environment(job_file, resources=cluster.available()))
-        progress.log = run_dir.log.driver
-        progress.note(f"{job.name}: mode {job.mode}, files in {run_dir.path}")
-        if context.dashboard_url:
-            progress.note(f"Ray dashboard: http://{context.dashboard_url}")
-        checkpoints = run_dir.path / "checkpoints"
-        commit = _taken(find(checkpoints), progress) if resume else None
-        timeline = claim_timeline(checkpoints)
-        with (
-            cluster.heard(run_dir.log.write),
-            Fleet.start(job, plan, run_dir.path, timeline=timeline, commit=commit) as fleet,
-        ):
-            state.timeline = timeline
-            run = _Run(job, fleet, run_dir, lease, state, progress, interrupts)
-            try:
-                run.start()
-                progress.note(f"all roles ready after {time.time() - launched_s:.0f} s")
-                run.run_to_end()
-                run.write_status("ended")
-            except BaseException as error:
-                if lease.lost is None:
-                    run.write_status("failed", str(error))
-                run_dir.log.driver(str(error) or type(error).__name__)
-                raise
-            finally:
-                for event in run_dir.close():
-                    progress.note(f"{event['tracker']}: {event['message']}")
-                wall_s = time.time() - launched_s
-                if lease.lost is None:
-                    run_dir.write_result(state.result(wall_s))
-                    _trace(job, run_dir, progress)
-    console.print(
+        progress.log, run_dir.tell = run_dir.log.driver, progress.note
+        with _recorded(job, run_dir, lease, progress):
+            run_dir.add_launch(environment(job_file, resources=cluster.available()))
+            progress.note(f"{job.name}: mode {job.mode}, files in {run_dir.path}")
+            if context.dashboard_url:
+                progress.note(f"Ray dashboard: http://{context.dashboard_url}")
+            with (
+                cluster.heard(run_dir.log.write),
+                _opened(job, plan, run_dir, state, progress, resume=resume) as fleet,
+            ):
+                wall_s = _Run(job, fleet, run_dir, lease, state, progress, interrupts).to_end()
+    progress.close(
         closing_table(
             state,
             wall_s=wall_s,
@@ -122,6 +102,73 @@ def _leased(job: JobConfig, plan: Plan, job_file: Path) -> Iterator[RunLease]:
         raise JobFileError(problems)
     with run_lease.held(job.run_dir.resolve()) as lease:
         yield lease
+
+
+@contextmanager
+def _recorded(
+    job: JobConfig, run_dir: RunDir, lease: RunLease, progress: Progress
+) -> Iterator[None]:
+    """The run's files and trackers, closed however it ends; the roles have left their GPUs by
+    then."""
+    try:
+        yield
+    except BaseException as error:
+        run_dir.log.driver(str(error) or type(error).__name__)
+        raise
+    finally:
+        for event in run_dir.close():
+            progress.note(f"{event['tracker']}: {event['message']}")
+        if lease.lost is None:
+            _trace(job, run_dir, progress)
+
+
+@contextmanager
+def _opened(
+    job: JobConfig,
+    plan: Plan,
+    run_dir: RunDir,
+    state: RunState,
+    progress: Progress,
+    *,
+    resume: bool,
+) -> Iterator[Fleet]:
+    """The roles, at the newest commit where the run goes on. Where they cannot be opened, the
+    run's status says why."""
+    with ExitStack() as roles:
+        try:
+            checkpoints = run_dir.path / "checkpoints"
+            commit = _taken(find(checkpoints), progress) if resume else None
+            state.version = 0 if commit is None else commit.version
+            state.timeline = timeline = claim_timeline(checkpoints)
+            starting = Fleet.start(job, plan, run_dir.path, timeline=timeline, commit=commit)
+            fleet = roles.enter_context(starting)
+        except BaseException as error:
+            _write_status(job, run_dir, state, "failed", str(error) or type(error).__name__)
+            raise
+        yield fleet
+
+
+def _write_status(
+    job: JobConfig,
+    run_dir: RunDir,
+    state: RunState,
+    name: State,
+    message: str,
+    roles: tuple[RoleStatus, ...] = (),
+) -> None:
+    status = Status(
+        job=job.name,
+        state=name,
+        version=state.version,
+        num_steps=state.num_steps,
+        timeline=state.timeline,
+        launched_at_s=state.launched_at_s,
+        at_s=time.time(),
+        message=message,
+        roles=roles,
+        replay=state.replay,
+    )
+    write_status(run_dir.path, status.as_json())
 
 
 def _trace(job: JobConfig, run_dir: RunDir, progress: Progress) -> None:
@@ -177,6 +224,24 @@ class _Run:
         if job.rollout.autoscale is not None:
             self._scaling = Scaling(job, time.time())
         self._starts_from: Counter[Path] = Counter()  # restarts of the learner, by commit
+
+    def to_end(self) -> float:
+        """The whole run; its status and result say how it ended. Returns seconds since launch."""
+        launched_s = self._state.launched_at_s
+        try:
+            self.start()
+            self._progress.note(f"all roles ready after {time.time() - launched_s:.0f} s")
+            self.run_to_end()
+            self.write_status("ended")
+        except BaseException as error:
+            if self._lease.lost is None:
+                self.write_status("failed", str(error) or type(error).__name__)
+            raise
+        finally:
+            wall_s = time.time() - launched_s
+            if self._lease.lost is None:
+                self._run_dir.write_result(self._state.result(wall_s))
+        return wall_s
 
     def start(self) -> None:
         """Until training may begin. Raises RoleFailed where that takes too long."""
@@ -254,9 +319,13 @@ class _Run:
 
     def _fold(self, events: list[Event]) -> None:
         for event in [*events, *self._events.drain(), *self._run_dir.take_events()]:
-            self._run_dir.write(event)
+            # Weights that are gone are told of in the file alone.
+            is_gone = event["kind"] in OF_EVALUATIONS and not self._state.counts(event)
+            self._run_dir.write(event, is_shown=not is_gone)
             self._state.fold(event)
-            self._exporter.hear(event)
+            if not is_gone:
+                self._exporter.hear(event)
+                self._weigh(event)
             if self._scaling is not None:
                 self._scaling.hear(event)
             match event["kind"]:
@@ -267,7 +336,6 @@ class _Run:
                 case "worker_died" | "worker_given_up":
                     self._progress.note(str(event["cause"]).splitlines()[0])
             self._follow_evaluations(event)
-            self._weigh(event)
         self._tell_of_replay()
         self._run_dir.flush()
 
@@ -280,8 +348,6 @@ class _Run:
 
     def _weigh(self, event: Event) -> None:
         """Is a commit the best now?"""
-        if event["kind"] in ("eval", "eval_started") and not self._state.counts(event):
-            return
         for best in self._best.heard(event):
             self._run_dir.write(best)
             self._state.fold(best)
@@ -299,19 +365,7 @@ class _Run:
         """For `slipstream status`, and for Prometheus."""
         roles = self._fleet.statuses(self._newest)
         self._exporter.tick(self._state, roles)
-        status = Status(
-            job=self._job.name,
-            state=state,
-            version=self._state.version,
-            num_steps=self._state.num_steps,
-            timeline=self._state.timeline,
-            launched_at_s=self._state.launched_at_s,
-            at_s=time.time(),
-            message=message,
-            roles=roles,
-            replay=self._state.replay,
-        )
-        write_status(self._run_dir.path, status.as_json())
+        _write_status(self._job, self._run_dir, self._state, state, message, roles)
 
     def _go_back(self, failure: LearnerFailed) -> None:
         """Start the learners again from the newest commit, unless that has failed too often."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from rich.text import Text
 
 from orchestrator.run_state import RunState
 from slipstream.config.job import MAIN_SET
+from slipstream.secrets import redact
 
 PLAIN_LINE_EVERY_S = 10.0
 
@@ -26,32 +28,54 @@ class Progress:
         self._live = Live(console=console, transient=True, auto_refresh=False)
         self._next_plain_s = 0.0
         self._last_line = ""
+        self._told_version = -1
 
     def __enter__(self) -> Progress:
         if self._console.is_terminal:
-            self._live.start()
+            with _unheard():
+                self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._console.is_terminal:
-            self._live.stop()
+            with _unheard():
+                self._live.stop()
 
     def note(self, message: str) -> None:
-        """A line that stays."""
+        """A line that stays, without secrets."""
+        message = redact(message)
         self.log(message)
-        self._console.print(message, highlight=False, soft_wrap=True)
+        self._print(message)
+
+    def close(self, table: Table) -> None:
+        """The last word, which may be said once this is left."""
+        with _unheard():
+            self._console.print(table)
 
     def show(self, state: RunState) -> None:
         line = progress_line(state, time.time())
         if self._console.is_terminal:
-            self._live.update(Text(line), refresh=True)
+            with _unheard():
+                self._live.update(Text(line), refresh=True)
         due = time.monotonic() >= self._next_plain_s
-        if line != self._last_line and (due or state.version == state.num_steps):
-            self._last_line = line
+        is_last = state.version == state.num_steps and self._told_version != state.num_steps
+        if line != self._last_line and (due or is_last):
+            self._last_line, self._told_version = line, state.version
             self._next_plain_s = time.monotonic() + PLAIN_LINE_EVERY_S
             self.log(line)
             if not self._console.is_terminal:
-                self._console.print(line, highlight=False, soft_wrap=True)
+                self._print(line)
+
+    def _print(self, line: str) -> None:
+        with _unheard():
+            self._console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Where stdout is full or closed, the job goes on. Rich makes SystemExit of a closed pipe."""
+    with suppress(OSError, SystemExit):
+        yield
 
 
 def progress_line(state: RunState, now_s: float) -> str:

@@ -23,7 +23,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, Self
@@ -56,7 +57,9 @@ class RunDir:
         self._curves = Curves()
         self._feeds = feeds
         self._events = events
+        self._has_gap = False
         self.log = RunLog(path)
+        self.tell: Callable[[str], None] = self.log.driver  # hears that something is not written
 
     @classmethod
     def open(cls, job: JobConfig, *, overwrite: bool) -> Self:
@@ -72,23 +75,32 @@ class RunDir:
             _clear(path)
         path.mkdir(parents=True, exist_ok=True)
         with (path / "job.yaml").open("w", encoding="utf-8") as file:
-            YAML().dump(redact(job.model_dump(mode="json")), file)
+            YAML().dump(job.model_dump(mode="json"), file)  # a job that holds a secret is refused
         events = EventLog("driver", 0)
         return cls(path, _feeds(job, path, events), events)
 
     def add_launch(self, environment: Mapping[str, Any]) -> None:
         """Where and how it was launched, beside the launches before."""
         file = self.path / "environment.json"
-        before = json.loads(file.read_text(encoding="utf-8"))["launches"] if file.exists() else []
-        write_whole(file, {"launches": [*before, environment]})
+        before: list[Any] = []
+        with suppress(OSError, ValueError, KeyError, TypeError):  # none, or cut
+            before = list(json.loads(file.read_text(encoding="utf-8"))["launches"])
+        with self._gap_where_full():
+            write_whole(file, {"launches": [*before, environment]})
 
-    def write(self, event: Mapping[str, Any]) -> None:
-        """An event of any role, wherever it belongs."""
+    def write(self, event: Mapping[str, Any], *, is_shown: bool = True) -> None:
+        """An event of any role, wherever it belongs. `is_shown`: in curves and trackers, too.
+
+        Where the disk is full the files have a gap, and the job goes on.
+        """
         kind = event["kind"]
         shown = event if kind in WITHOUT_SECRETS else redact(event)
         file = self._samples if kind == "sample" else self._metrics
-        file.write(json.dumps(shown, default=float) + "\n")
-        if self._feeds and (figures := self._curves.hear(event)) is not None:
+        with self._gap_where_full():
+            file.write(json.dumps(shown, default=float) + "\n")
+        if not is_shown or not self._feeds:
+            return
+        if (figures := self._curves.hear(event)) is not None:
             for feed in self._feeds:
                 feed.log(figures)
 
@@ -97,7 +109,8 @@ class RunDir:
         return self._events.drain()
 
     def write_result(self, result: Mapping[str, Any]) -> None:
-        (self.path / "result.json").write_text(json.dumps(result, indent=2, default=float) + "\n")
+        with self._gap_where_full():
+            write_whole(self.path / "result.json", result)
 
     def close(self) -> list[dict[str, Any]]:
         """Trackers get some seconds to take what is left; what became of them, already written."""
@@ -105,13 +118,24 @@ class RunDir:
         events = self.take_events()
         for event in events:
             self.write(event)
-        self._metrics.close()
-        self._samples.close()
+        for file in (self._metrics, self._samples):
+            with self._gap_where_full():
+                file.close()
         return events
 
     def flush(self) -> None:
-        self._metrics.flush()
-        self._samples.flush()
+        for file in (self._metrics, self._samples):
+            with self._gap_where_full():
+                file.flush()
+
+    @contextmanager
+    def _gap_where_full(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if not self._has_gap:
+                self._has_gap = True
+                self.tell(f"{self.path} has a gap from now on, and the job goes on: {error}")
 
 
 def _feeds(job: JobConfig, path: Path, events: EventLog) -> list[Feed]:

@@ -14,7 +14,8 @@ from typing import Any
 from slipstream.errors import SlipstreamError
 
 OF_EVERY_EVENT = {"kind", "role", "index", "time_s"}
-FILES_OF_A_RUN = ("job.yaml", "driver.json", "metrics.jsonl", "checkpoints")
+JOB_FILE = "job.yaml"  # which many directories have that are no run
+FILES_OF_A_RUN = ("metrics.jsonl", "environment.json", "driver.json")
 
 
 class NoRun(SlipstreamError):
@@ -47,14 +48,15 @@ def outside(root: Path, run_dir: Path) -> str | None:
 
 
 def no_run(run_dir: Path) -> str | None:
-    """Why `run_dir` is not to be emptied, or None: it holds something, and no file of a run."""
-    if not run_dir.exists() or any((run_dir / name).exists() for name in FILES_OF_A_RUN):
+    """Why `run_dir` is not to be emptied, or None: it holds something, and not what a run does."""
+    has_any = any((run_dir / name).exists() for name in FILES_OF_A_RUN)
+    if not run_dir.exists() or (has_any and (run_dir / JOB_FILE).exists()):
         return None
     if run_dir.is_dir() and not any(run_dir.iterdir()):
         return None
     return (
-        f"{run_dir} is no run: it holds none of {', '.join(FILES_OF_A_RUN)}, so it is not emptied; "
-        "choose another name or checkpoint.dir"
+        f"{run_dir} is no run: it does not hold {JOB_FILE} beside one of "
+        f"{', '.join(FILES_OF_A_RUN)}, so it is not emptied; choose another name or checkpoint.dir"
     )
 
 

@@ -17,6 +17,7 @@ from ruamel.yaml.error import YAMLError
 
 from orchestrator.run_files import NoRun
 from orchestrator.status import NoStatus, StatusReport, duration, read_status
+from slipstream.config.job import MAIN_SET
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +86,8 @@ def names(directory: Path) -> list[str]:
 
 
 def _listed(path: Path, report: StatusReport) -> ListedRun:
-    job, newest = _job(path), _newest(path)
+    job = _job(path)
+    newest = _newest(path, _held_out(job))
     model = job.get("model")
     return ListedRun(
         name=path.name,
@@ -109,13 +111,23 @@ def _job(path: Path) -> Mapping[str, Any]:
     return {}
 
 
-def _newest(path: Path) -> dict[str, Mapping[str, Any]]:
-    """The last `step` and the last `eval` of the events."""
-    last: dict[str, str] = {}
-    with suppress(OSError), (path / "metrics.jsonl").open(encoding="utf-8") as file:
+def _newest(path: Path, held_out: str | None) -> dict[str, Mapping[str, Any]]:
+    """The last `step` of the events, and the last `eval` of the set `held_out`."""
+    last: dict[str, Mapping[str, Any]] = {}
+    with suppress(OSError), (path / "metrics.jsonl").open("rb") as file:
         for line in file:
-            for kind in ("step", "eval"):
-                # Most lines are neither, and there can be millions.
-                if f'"kind": "{kind}"' in line and line.endswith("\n"):
-                    last[kind] = line
-    return {kind: json.loads(line) for kind, line in last.items()}
+            # Most lines are neither, and there can be millions.
+            if b'"kind": "step"' in line or b'"kind": "eval"' in line:
+                with suppress(ValueError):  # cut, or two that have become one
+                    event = json.loads(line)
+                    if event["kind"] == "step" or event.get("set", MAIN_SET) == held_out:
+                        last[event["kind"]] = event
+    return last
+
+
+def _held_out(job: Mapping[str, Any]) -> str | None:
+    """The first held-out set, as `JobConfig.data.held_out` has it."""
+    data = job.get("data")
+    if not isinstance(data, Mapping) or data.get("eval") is not None:
+        return MAIN_SET
+    return next(iter(data.get("eval_sets") or ()), None)

@@ -21,6 +21,7 @@ from orchestrator.driver import Driver
 from orchestrator.run_files import now_s, write_whole
 from orchestrator.run_lease import holder
 from slipstream.errors import SlipstreamError
+from slipstream.secrets import redact
 
 FILE_NAME = "status.json"
 LATE_AFTER_S = 30.0  # the driver writes about every second
@@ -70,10 +71,10 @@ _STATUS = TypeAdapter(Status)
 
 
 def write_status(run_dir: Path, status: Mapping[str, Any]) -> None:
-    """Replace the run's status by `status`, a `Status.as_json()`."""
+    """Replace the run's status by `status`, a `Status.as_json()`, without secrets."""
     # On a full disk the status grows old, and the job goes on.
     with suppress(OSError):
-        write_whole(run_dir / FILE_NAME, status)
+        write_whole(run_dir / FILE_NAME, redact(status))
 
 
 def read_status(run_dir: Path) -> StatusReport:

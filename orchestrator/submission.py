@@ -8,12 +8,15 @@ the terminal ◀──────────── its log ────  exit 
 
 from __future__ import annotations
 
+import math
 import shlex
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator.frames import MARK, Unframed
 from orchestrator.interrupts import Interrupts
 from orchestrator.parcel import packed
 from slipstream.config.job import JobConfig
@@ -23,8 +26,8 @@ if TYPE_CHECKING:
     from orchestrator.jobs_api import Cluster
 
 INTERRUPTED = 130
-STOP_WAIT_S = 900  # from SIGTERM to SIGKILL: the learner ends its step and commits
-RAYS_OWN = ("Running entrypoint for job ", "Runtime env is setting up.")
+COMMIT_S = 600.0  # the last one, of a large model on a slow disk
+NOT_SHOWN = (MARK, "Running entrypoint for job ", "Runtime env is setting up.")
 
 
 def is_http(address: str | None) -> bool:
@@ -47,6 +50,7 @@ def submit(
 ) -> str:
     """Hand `job` over. Returns its submission id. Raises JobFileError, ClusterError."""
     submission_id = f"{job.name}-{uuid.uuid4().hex[:8]}"
+    job_file = job_file.resolve()  # a link's directory does not travel
     with packed(job_file) as directory:
         cluster.submit(
             entrypoint(job_file.name, overrides, flags),
@@ -54,16 +58,22 @@ def submit(
             metadata=metadata(job),
             runtime_env={
                 "working_dir": str(directory),
-                "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
+                "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(stop_wait_s(job))},
             },
         )
     return submission_id
 
 
+def stop_wait_s(job: JobConfig) -> int:
+    """From SIGTERM to SIGKILL: the learner ends its step and commits, and all roles close."""
+    closing_s = job.rollout.grace_s + job.health.stop_timeout_s
+    return math.ceil(job.learner.step_timeout_s + COMMIT_S + closing_s)
+
+
 def entrypoint(file_name: str, overrides: Sequence[str], flags: Sequence[str]) -> str:
     """The command on the head. Ray starts it where the parcel lies, and says where the cluster is;
     relative run directories begin at the home directory, because the parcel goes with the job."""
-    launch = 'exec python -m orchestrator.cli launch --address "$RAY_ADDRESS"'
+    launch = 'exec python -m orchestrator.submitted launch --address "$RAY_ADDRESS"'
     words = shlex.join([*flags, "--", *overrides])
     return f'parcel=$PWD && cd && {launch} "$parcel"/{shlex.quote(file_name)} {words}'
 
@@ -105,14 +115,24 @@ def follow(cluster: Cluster, submission_id: str, hint: str) -> int:
         except SlipstreamError as error:
             raise SlipstreamError(f"{error}\nThe job may still run: {hint}") from None
     if seen.status == "STOPPED":
-        return INTERRUPTED
+        return _stopped(cluster, submission_id)
     if seen.exit_code is None and seen.status == "FAILED":
         print(f"slipstream: the cluster could not run the job: {seen.message}")
         return 1
     return seen.exit_code or 0
 
 
+def _stopped(cluster: Cluster, submission_id: str) -> int:
+    """The exit code of a job that was stopped: Ray keeps none, so that its log is asked."""
+    log = Unframed(lambda _to, _text: None)
+    with suppress(SlipstreamError):
+        log.feed(cluster.log(submission_id))
+    if log.exit_code is None:
+        print("slipstream: the job was stopped, and it is not known whether it has committed")
+    return INTERRUPTED if log.exit_code is None else log.exit_code
+
+
 def _show(text: str) -> None:
     for line in text.splitlines(keepends=True):
-        if not any(said in line for said in RAYS_OWN):
+        if not any(said in line for said in NOT_SHOWN):
             print(line, end="", flush=True)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -275,14 +275,26 @@ def _stat_logger() -> Any:
     class StatLogger(ray_wrappers.RayPrometheusStatLogger):  # type: ignore[misc]
         is_on = True
 
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            self._guarded(super().__init__, *arguments, **options)
+
         def record(
             self, scheduler_stats: Any, iteration_stats: Any, *rest: Any, **more: Any
         ) -> None:
             if iteration_stats is not None:  # one call a token would cost more than all others
-                iteration_stats.inter_token_latencies_iter.clear()
+                iteration_stats.inter_token_latencies_iter = []
+            self._guarded(super().record, scheduler_stats, iteration_stats, *rest, **more)
+
+        def record_sleep_state(self, *arguments: Any, **options: Any) -> None:
+            self._guarded(super().record_sleep_state, *arguments, **options)
+
+        def log_engine_initialized(self) -> None:
+            self._guarded(super().log_engine_initialized)
+
+        def _guarded(self, work: Callable[..., None], *arguments: Any, **options: Any) -> None:
             try:
                 if self.is_on:
-                    super().record(scheduler_stats, iteration_stats, *rest, **more)
+                    work(*arguments, **options)
             except Exception:  # of any kind: no metric is worth an engine
                 self.is_on = False
                 logging.getLogger(__name__).exception("no metrics of this engine any more")

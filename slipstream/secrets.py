@@ -17,18 +17,24 @@ MIN_SECRET = 6  # characters; a shorter value is in too many innocent words to b
 T = TypeVar("T")
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
-_NOUN = r"(?:token|secret|password|passwd|passphrase|credentials?|key)"
-_SECRET_WORD = re.compile(rf".*{_NOUN}|pat", re.IGNORECASE)
+_NOUN = r"(?:token|secret|password|passwd|passphrase|credentials?)"
+_KEY = r"(?:access|api|auth|encryption|private|secret|signing|ssh)?key"  # a monkey is none
+_SECRET_WORD = re.compile(rf".*{_NOUN}|{_KEY}|pat", re.IGNORECASE)
 _ALONE = (["key"], ["pat"])  # mean something else without a word before
 _PLACE_WORDS = ("path", "file", "dir", "mode", "type", "field")  # HF_TOKEN_PATH: where one lies
 # `name=value`, and `some_name: value` or `"name": "value"`; prose has a colon behind a bare noun.
+_NAME = rf"(?:[\w.-]*{_NOUN}|(?:[\w.-]*[_.-])?{_KEY})"
 _ASSIGNED = re.compile(
-    rf"((?<![\w.-])(?:[\w.-]*{_NOUN}=|[\w.-]*[_-]{_NOUN}\s*:\s|['\"][\w.-]*{_NOUN}['\"]\s*:\s*)"
+    rf"((?<![\w.-])(?:{_NAME}=|[\w.-]*[_-](?:{_NOUN}|{_KEY})\s*:\s|['\"]{_NAME}['\"]\s*:\s*)"
     rf"['\"]?)(?!{REDACTED})[^\s'\",;&}}]+",
     re.IGNORECASE,
 )
 _IN_ADDRESS = re.compile(r"(\w://)[^/@\s]+@")
-_BEARER = re.compile(r"\b(Bearer|Basic)\s+[\w.~+/=-]{6,}", re.IGNORECASE)
+_HEADER = re.compile(
+    r"(\bauthorization['\"]?\s*[:=]\s*['\"]?(?:bearer|basic|token))\s+[\w.~+/=-]{6,}", re.IGNORECASE
+)
+# "Basic arithmetic" is none: long, with a digit, and written as in a header.
+_BEARER = re.compile(r"\b(Bearer|Basic)\s+(?=[\w.~+/=-]*\d)[\w.~+/=-]{16,}")
 _WELL_KNOWN = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[\w-]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}"
     r"|glpat-[\w-]{16,}|xox[abprs]-[\w-]{10,}|AKIA[A-Z0-9]{16}|AIza[\w-]{30,})"
@@ -45,7 +51,7 @@ def is_secret_name(name: str) -> bool:
 
 def looks_secret(text: str) -> bool:
     """Whether the text has a form that only credentials have."""
-    return any(form.search(text) for form in (_IN_ADDRESS, _BEARER, _WELL_KNOWN))
+    return any(form.search(text) for form in (_IN_ADDRESS, _HEADER, _BEARER, _WELL_KNOWN))
 
 
 def secret_values(environ: Mapping[str, str]) -> dict[str, str]:
@@ -96,6 +102,7 @@ def _redact_text(text: str, known: Mapping[str, str]) -> str:
     for secret in known:
         text = text.replace(secret, REDACTED)
     text = _IN_ADDRESS.sub(rf"\1{REDACTED}@", text)
+    text = _HEADER.sub(rf"\1 {REDACTED}", text)
     text = _BEARER.sub(rf"\1 {REDACTED}", text)
     text = _ASSIGNED.sub(rf"\1{REDACTED}", text)
     return _WELL_KNOWN.sub(REDACTED, text)

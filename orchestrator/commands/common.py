@@ -14,6 +14,7 @@ from rich.console import Console, RenderableType
 
 from orchestrator.run_list import names
 from slipstream.errors import JobFileError, SlipstreamError
+from slipstream.secrets import redact
 
 UNWRAPPED = 10_000  # columns, where no terminal shows them
 
@@ -43,7 +44,9 @@ def print_report(report: Report, *, as_json: bool) -> None:
         print(json.dumps(report.as_json(), indent=2))
     else:
         width = None if sys.stdout.isatty() else UNWRAPPED
-        Console(width=width).print(report.as_text(), soft_wrap=True)  # a line stays one, for grep
+        # What a report quotes may look like markup; a line stays one, for grep.
+        console = Console(width=width, markup=False, emoji=False)
+        console.print(report.as_text(), soft_wrap=True)
 
 
 @contextmanager
@@ -55,7 +58,7 @@ def reported() -> Iterator[None]:
         print_problems(error)
         raise typer.Exit(2) from None
     except SlipstreamError as error:
-        print(f"slipstream: {error}", file=sys.stderr)
+        print(f"slipstream: {redact(str(error))}", file=sys.stderr)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         print("slipstream: interrupted", file=sys.stderr)
@@ -68,7 +71,7 @@ def refused() -> Iterator[None]:
     try:
         yield
     except SlipstreamError as error:
-        print(f"slipstream: {error}", file=sys.stderr)
+        print(f"slipstream: {redact(str(error))}", file=sys.stderr)
         raise typer.Exit(2) from None
 
 

@@ -9,6 +9,7 @@ import shlex
 import sys
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -20,6 +21,7 @@ from slipstream.errors import SlipstreamError
 Command = Callable[..., None]
 VARIABLE = "RAY_API_SERVER_ADDRESS"
 ANSWER_TIMEOUT_S = 600.0
+LONG_ANSWERS_S = {"export": 4 * 3600.0, "report": 3600.0}  # they copy, or read, many GB
 ENDLESS = ("--follow", "-f")
 Address = Annotated[
     str | None,
@@ -74,13 +76,15 @@ def run_there(address: str, arguments: Sequence[str]) -> int:
             if any(option in arguments for option in ENDLESS):
                 seen = cluster.follow(submission_id, answer.feed, lambda: None)
             else:
-                seen = cluster.wait(submission_id, ANSWER_TIMEOUT_S)
+                limit_s = LONG_ANSWERS_S.get(arguments[0], ANSWER_TIMEOUT_S)
+                seen = cluster.wait(submission_id, limit_s)
                 answer.feed(cluster.log(submission_id))
         except KeyboardInterrupt:
             cluster.stop(submission_id)
             raise typer.Exit(130) from None
         except SlipstreamError:
-            cluster.stop(submission_id)
+            with suppress(SlipstreamError):  # what went wrong first is told
+                cluster.stop(submission_id)
             raise
         if answer.exit_code is None:
             said = "\n".join([*answer.others, seen.message if seen.exit_code is None else ""])

@@ -60,7 +60,7 @@ def launch(
         if dry_run:
             job = load_job(file, overrides)
             _print_job(job)
-            Console().print(describe(make_plan(job)))
+            Console(markup=False, emoji=False).print(describe(make_plan(job)))
             return
         if address is not None and is_http(address):
             flags = {"--resume": resume, "--overwrite": overwrite}

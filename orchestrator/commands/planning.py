@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from collections import deque
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -97,12 +100,12 @@ def answers_of(job: JobConfig, given: float | None) -> Mean:
 
 def _earlier_mean(run_dir: Path) -> float | None:
     """Tokens an answer in the newest steps of a run, if there is one."""
-    try:
-        with (run_dir / "metrics.jsonl").open(encoding="utf-8") as lines:
-            events = [json.loads(line) for line in lines if '"step"' in line]
-    except (OSError, ValueError):
-        return None
-    steps = [event for event in events if event.get("kind") == "step"][-NUM_STEPS:]
+    steps: deque[Mapping[str, Any]] = deque(maxlen=NUM_STEPS)
+    with suppress(OSError), (run_dir / "metrics.jsonl").open("rb") as lines:
+        for line in lines:
+            if b'"kind": "step"' in line:
+                with suppress(ValueError):  # cut
+                    steps.append(json.loads(line))
     num_answers = sum(event.get("num_rollouts", 0) for event in steps)
     return sum(event["num_answer_tokens"] for event in steps) / num_answers if num_answers else None
 

@@ -103,6 +103,7 @@ class Figures:
                 self._restarted("rollout", event)
             case "went_back":
                 self._restarted("learner", event)
+                self._forget_evals_after(event["version"])
 
     def look(self, state: RunState, roles: Sequence[RoleStatus]) -> None:
         """At what is known of the run as a whole."""
@@ -165,6 +166,14 @@ class Figures:
         self._each(OF_EVAL, event, name)
         for k, share in event.get("pass_at", {}).items():
             self._set(catalog.PASS_AT, share, name, str(k))
+
+    def _forget_evals_after(self, version: int) -> None:
+        """The weights are gone of which they tell."""
+        told = {tags[0]: v for (m, tags), v in self.gauges.items() if m is catalog.EVAL_VERSION}
+        of_eval = (*OF_EVAL.values(), catalog.PASS_AT)
+        for metric, tags in list(self.gauges):
+            if metric in of_eval and told.get(tags[0], 0) > version:
+                del self.gauges[metric, tags]
 
     def _restarted(self, role: str, event: Event) -> None:
         place = (role, cause_of(event["cause"]))

@@ -13,7 +13,6 @@ from typing import Protocol, assert_never
 from orchestrator.run_files import write_whole
 from orchestrator.trackers.curves import Figures
 from slipstream.config.job import JobConfig, TrackerName
-from slipstream.secrets import redact
 
 IDS = "trackers.json"  # in the run's directory: the run's id at each tracker
 _KEEPING = threading.Lock()  # trackers are opened in threads of their own
@@ -35,7 +34,7 @@ def is_installed(name: TrackerName) -> bool:
 
 def open_tracker(name: TrackerName, job: JobConfig, run_dir: Path) -> Tracker:
     """Of this run: the same at the tracker after a resume. May take seconds, and raise anything."""
-    settings: Mapping[str, object] = redact(job.model_dump(mode="json"))
+    settings: Mapping[str, object] = job.model_dump(mode="json")
     match name:
         case "wandb":
             from orchestrator.trackers.to_wandb import Wandb

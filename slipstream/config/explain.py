@@ -13,11 +13,19 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from slipstream.config.job import JobConfig
-from slipstream.config.known_keys import kind_of, meant_by, models_of, nearest, unknown_key
-from slipstream.config.yaml_text import KeyPath
+from slipstream.config.known_keys import (
+    ANY_NAME,
+    holds_names,
+    kind_of,
+    meant_by,
+    models_of,
+    nearest,
+    unknown_key,
+)
+from slipstream.config.yaml_text import MAX_SHOWN, KeyPath, dotted_key
 
 Models = list[type[BaseModel]]
-MAX_SHOWN = 60  # characters of a wrong value
+WRONG_NAME = "[key]"  # pydantic's word for a key that is wrong itself
 # Of keys whose default says little, or that have none.
 EXAMPLES = {
     "name": "first-run",
@@ -27,6 +35,8 @@ EXAMPLES = {
     "data": "{train: {kind: jsonl, path: train.jsonl}}",
     "data.train": "{kind: jsonl, path: train.jsonl}",
     "data.eval": "{kind: jsonl, path: heldout.jsonl}",
+    "data.eval_sets": "{hard: {kind: jsonl, path: hard.jsonl}}",
+    "data.eval_sets.*": "{kind: jsonl, path: hard.jsonl}",
     "data.train.path": "train.jsonl",
     "data.train.name": "owner/dataset",
     "data.train.task": "chain_sum",
@@ -44,6 +54,8 @@ UNITS = {"s": "seconds", "minutes": "minutes", "mib": "MiB", "gib": "GiB"}
 # A pattern in words, by the key that has it.
 FORMS = {
     "name": "use letters, digits, '.', '_' and '-', at most 64, a letter or digit first",
+    "data.eval_sets.*": "use letters, digits, '.', '_' and '-', at most 32, a letter or digit "
+    "first",
     "reward.path": "expected package.module:function, as in my_reward:score for score() in "
     "my_reward.py",
 }
@@ -59,7 +71,7 @@ def explain(error: ValidationError) -> Iterator[tuple[KeyPath, str]]:
         if detail["type"] == "extra_forbidden" and (meant := meant_by(path, models))
     }
     for detail, path, models in found:
-        if detail["type"] != "missing" or _dotted(path) not in misspelt:
+        if detail["type"] != "missing" or dotted_key(path) not in misspelt:
             yield path, _message(detail, path, models)
 
 
@@ -68,17 +80,22 @@ def _resolve(location: tuple[int | str, ...]) -> tuple[KeyPath, Models]:
     path: list[str | int] = []
     models: Models = [JobConfig]
     inside = list(models)  # models whose keys come next
+    is_name = False  # and what comes next is a name that the user has chosen
     for part in location:
         tagged = [model for model in inside if len(inside) > 1 and kind_of(model) == part]
-        if tagged:
+        if part == WRONG_NAME:
+            break
+        if tagged and not is_name:
             inside = tagged
             continue
         path.append(part)
-        if isinstance(part, int):
+        if isinstance(part, int) or is_name:
+            is_name = False
             continue
         models = inside
         fields = [model.model_fields[part] for model in inside if part in model.model_fields]
         inside = [model for info in fields for model in models_of(info.annotation)]
+        is_name = any(holds_names(info.annotation) for info in fields)
     return tuple(path), models
 
 
@@ -100,7 +117,7 @@ def _message(detail: Any, path: KeyPath, models: Models) -> str:
         case "literal_error":
             return _choice(value, _choices(path, models) or [str(context["expected"])])
         case "string_pattern_mismatch":
-            form = FORMS.get(_dotted(path), f"expected the form {context['pattern']}")
+            form = _known(FORMS, path) or f"expected the form {context['pattern']}"
             return f"{_shown(value)} cannot be taken; {form}"
         case "model_type" | "model_attributes_type" | "dict_type":
             remedy = _as_section(value, path, models)
@@ -207,7 +224,7 @@ def _example(path: KeyPath, models: Models, wanted: str | None = "") -> str:
         return ""
     if (default := _plain(fields[0].default)) is not None:
         return f"; the default is {default}"
-    example = EXAMPLES.get(".".join(names))
+    example = _known(EXAMPLES, tuple(names))
     for model in models_of(fields[0].annotation)[:1] if example is None else ():
         defaults = {name: _plain(info.default) for name, info in model.model_fields.items()}
         known = [f"{{{name}: {value}}}" for name, value in defaults.items() if value is not None]
@@ -239,10 +256,12 @@ def _kinds(path: KeyPath, models: Models) -> list[str]:
 
 
 def _fields(path: KeyPath, models: Models) -> list[FieldInfo]:
-    """What the models say of the last name of `path`."""
-    name = next((key for key in reversed(path) if isinstance(key, str)), "")
+    """What the models say of the last name of `path` that is theirs, not the user's."""
+    known = {name for model in models for name in model.model_fields}
+    name = next((str(key) for key in reversed(path) if key in known), "")
     return [model.model_fields[name] for model in models if name in model.model_fields]
 
 
-def _dotted(path: KeyPath) -> str:
-    return ".".join(map(str, path))
+def _known(texts: Mapping[str, str], path: KeyPath) -> str | None:
+    """By the dotted key, or by the section whose keys the user names."""
+    return texts.get(dotted_key(path)) or texts.get(f"{dotted_key(path[:-1])}.{ANY_NAME}")

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import difflib
 import typing
+from fnmatch import fnmatchcase
 from types import UnionType
 from typing import Any
 
 from pydantic import BaseModel
 
 from slipstream.config.job import JobConfig
-from slipstream.config.yaml_text import KeyPath
+from slipstream.config.yaml_text import KeyPath, dotted_key
 
 SURE, LIKELY = 0.8, 0.65  # how alike two words are, from 0 to 1
 MAX_HOMES = 3  # a word that is known in more places says little
+ANY_NAME = "*"  # in a place: a name that the user chooses
 # What other programs call it.
 OTHER_NAMES = {
     "lr": "learning_rate",
@@ -33,15 +35,16 @@ OTHER_NAMES = {
 
 def meant_by(path: KeyPath, models: list[type[BaseModel]]) -> list[str]:
     """The dotted keys that the unknown key `path` may stand for, of which `models` know some."""
-    key, section = str(path[-1]), _dotted(path[:-1])
+    key, section = str(path[-1]), dotted_key(path[:-1])
     known = sorted({name for model in models for name in model.model_fields})
     if near := nearest(key, known, SURE):
         return [_under(section, near)]
     for word in (key, OTHER_NAMES.get(key, "")):
-        places = list(dict.fromkeys(_under(home, word) for home, _ in _homes().get(word, [])))
+        homes = [home for home, _ in _homes().get(word, []) if ANY_NAME not in home]
+        places = list(dict.fromkeys(_under(home, word) for home in homes))
         if word in known:
             return [_under(section, word)]
-        if 0 < len(places) <= MAX_HOMES and places != [_dotted(path)]:
+        if 0 < len(places) <= MAX_HOMES and places != [dotted_key(path)]:
             return places
     near = nearest(key, known)
     return [_under(section, near)] if near else []
@@ -49,8 +52,12 @@ def meant_by(path: KeyPath, models: list[type[BaseModel]]) -> list[str]:
 
 def unknown_key(path: KeyPath, models: list[type[BaseModel]]) -> str:
     """What it was meant to be, which kind of its section has it, or else all that is known."""
-    section = _dotted(path[:-1])
-    kinds = [kind for home, kind in _homes().get(str(path[-1]), []) if home == section and kind]
+    section = dotted_key(path[:-1])
+    kinds = [
+        kind
+        for home, kind in _homes().get(str(path[-1]), [])
+        if fnmatchcase(section, home) and kind
+    ]
     known = "known here: " + ", ".join(
         sorted({key for model in models for key in model.model_fields})
     )
@@ -70,8 +77,9 @@ def _homes() -> dict[str, list[tuple[str, str | None]]]:
     def visit(model: type[BaseModel], section: str) -> None:
         for name, info in model.model_fields.items():
             homes.setdefault(name, []).append((section, kind_of(model)))
+            place = _under(name, ANY_NAME) if holds_names(info.annotation) else name
             for below in models_of(info.annotation):
-                visit(below, _under(section, name))
+                visit(below, _under(section, place))
 
     visit(JobConfig, "")
     return homes
@@ -87,9 +95,16 @@ def models_of(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     origin = typing.get_origin(annotation)
+    if holds_names(annotation):
+        return models_of(typing.get_args(annotation)[1])
     if origin is typing.Annotated or origin in (typing.Union, UnionType):
         return [model for inner in typing.get_args(annotation) for model in models_of(inner)]
     return []
+
+
+def holds_names(annotation: Any) -> bool:
+    """Whether a field's own keys are names that the user chooses."""
+    return typing.get_origin(annotation) is dict
 
 
 def kind_of(model: type[BaseModel]) -> str | None:
@@ -100,7 +115,3 @@ def kind_of(model: type[BaseModel]) -> str | None:
 
 def _under(section: str, key: str) -> str:
     return f"{section}.{key}" if section else key
-
-
-def _dotted(path: KeyPath) -> str:
-    return ".".join(map(str, path))

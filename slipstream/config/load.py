@@ -22,7 +22,7 @@ from slipstream.config.cross_check import cross_check
 from slipstream.config.explain import explain
 from slipstream.config.job import JobConfig
 from slipstream.config.presets import apply_preset
-from slipstream.config.yaml_text import KeyPath, Places, parse, parse_value, read_text
+from slipstream.config.yaml_text import KeyPath, Places, dotted_key, parse, parse_value, read_text
 from slipstream.errors import JobFileError, Problem
 from slipstream.secrets import is_secret_name, looks_secret, redact, secret_values
 
@@ -70,7 +70,7 @@ def read_job_file(path: Path, overrides: list[str] | None = None) -> JobFile:
         sections = _sound_sections(whole, list(wrong))
         findings = _certain_findings(sections, wrong)
     file = JobFile(job=None, sections=sections, problems=problems, places=places)
-    problems += [file.problem(_dotted(key_path), message) for key_path, message in wrong.items()]
+    problems += [file.problem(dotted_key(key_path), message) for key_path, message in wrong.items()]
     problems += [file.problem(key, message) for key, message in findings]
     return file if problems else replace(file, job=job)
 
@@ -179,7 +179,3 @@ def paths_in(raw: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], str, bool
         for key, may_be_name in keys.items() if isinstance(section, dict) else ():
             if isinstance(section.get(key), str):
                 yield section, key, may_be_name
-
-
-def _dotted(path: KeyPath) -> str:
-    return ".".join(map(str, path))

@@ -21,6 +21,7 @@ from slipstream.errors import JobFileError, Problem
 from slipstream.secrets import redact
 
 KeyPath = tuple[str | int, ...]
+MAX_SHOWN = 60  # characters of a wrong value
 MAX_VALUES = 100_000  # with every alias counted as often as it is used
 NO_JOB = (
     "expected a job: `name: first`, `mode: buffered`, `model: {path: ...}` and so on; start from "
@@ -129,11 +130,7 @@ def parse(text: str, places: Places) -> tuple[dict[str, Any], list[Problem]]:
             at = places.at(node.start_mark) if node is not None else f"{places.file}:1:1"
             found = "the file is empty" if node is None else "this is no job"
             raise JobFileError([Problem(at, "", f"{found}; {NO_JOB}")])
-        _count(node, places, {}, ())
-        problems = list(_walk(node, (), places))
-        if any(problem.key == "" for problem in problems):  # no values can be made
-            raise JobFileError(problems)
-        return _unshared(_yaml().load(text)), problems
+        return _values(text, node, places)
     except ReaderError as error:
         message = f"not valid YAML: the character #x{error.character:02x}; remove it"
         at = _place_after(Path(places.file), text[: error.position])
@@ -148,13 +145,48 @@ def parse(text: str, places: Places) -> tuple[dict[str, Any], list[Problem]]:
 def parse_value(text: str) -> Any:
     """One value of the command line. Raises ValueError that says why it is no YAML."""
     try:
-        return _yaml().load(text)
+        node = _yaml().compose(text)
+        value, problems = (None, []) if node is None else _values(text, node, Places(""))
+    except JobFileError as error:
+        problems = error.problems
     except ReaderError as error:
         raise ValueError(f"it holds the character #x{error.character:02x}") from None
     except YAMLError as error:
         raise ValueError(_said(error)) from None
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    if problems:
+        raise ValueError(problems[0].message)
+    return value
+
+
+def _values(text: str, node: Node, places: Places) -> tuple[Any, list[Problem]]:
+    """What `text`, read as `node`, stands for, and what is wrong with its keys. Raises JobFileError
+    where that cannot be made."""
+    _count(node, places, {}, ())
+    problems = list(_walk(node, (), places))
+    if any(problem.key == "" for problem in problems):
+        raise JobFileError(problems)
+    try:
+        return _unshared(_yaml().load(text)), problems
+    except (ValueError, LookupError):  # of Python, for a date or a number that is none
+        raise JobFileError(list(_unreadable(node, places))) from None
+
+
+def _unreadable(node: Node, places: Places) -> Iterator[Problem]:
+    """Words that have the form of a date or a number, and are none."""
+    if isinstance(node, ScalarNode):
+        try:
+            _yaml().constructor.construct_object(node)
+        except (ValueError, LookupError):
+            tag, value = str(node.tag).rpartition(":")[2], node.value
+            shown = repr(value if len(value) <= MAX_SHOWN else f"{value[:MAX_SHOWN]}...")
+            message = f"{shown} is no {tag} that there is; put it in quotes to make it a text"
+            yield Problem(places.at(node.start_mark), "", message)
+    else:
+        for part in node.value:
+            for inner in part if isinstance(part, tuple) else (part,):
+                yield from _unreadable(inner, places)
 
 
 def _yaml() -> Any:
@@ -203,7 +235,7 @@ def _walk_keys(node: MappingNode, path: KeyPath, places: Places) -> Iterator[Pro
             continue
         elif key.value in first:
             message = f"is written twice, first in {_at(first[key.value])}; remove one of them"
-            yield Problem(at, ".".join(map(str, (*path, key.value))), message)
+            yield Problem(at, dotted_key((*path, key.value)), message)
         else:
             first[key.value] = key.start_mark
             places.lines[(*path, key.value)] = at
@@ -241,6 +273,10 @@ def _said(error: YAMLError) -> str:
         if re.fullmatch(pattern, said):
             return re.sub(pattern, words, said)
     return str(said)
+
+
+def dotted_key(path: KeyPath) -> str:
+    return ".".join(map(str, path))
 
 
 def _at(mark: Any) -> str:

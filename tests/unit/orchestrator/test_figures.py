@@ -9,7 +9,7 @@ import pytest
 from orchestrator.metrics import catalog
 from orchestrator.metrics.catalog import METRICS, Metric
 from orchestrator.metrics.export import Exporter
-from orchestrator.metrics.figures import OF_STEP, Figures, cause_of
+from orchestrator.metrics.figures import OF_EVAL, OF_STEP, Figures, cause_of
 from orchestrator.run_state import RunState
 from orchestrator.status import RoleStatus
 
@@ -131,6 +131,9 @@ def test_an_evaluation_is_told_by_held_out_set() -> None:
     assert value(figures, catalog.PASS_AT, "hard", "4") == 0.9
     figures.hear({"kind": "eval", "version": 8, **shares})
     assert value(figures, catalog.EVAL_VERSION, "eval") == 8
+    figures.hear({"kind": "went_back", "version": 7, "cause": "x"})
+    evaluated = {tags[0] for metric, tags in figures.gauges if metric in OF_EVAL.values()}
+    assert evaluated == {"hard"}, "version 8 is gone"
 
 
 def test_totals_come_from_replay_and_are_0_before_they_happen() -> None:
@@ -187,7 +190,7 @@ def test_restarts_are_counted_by_role_and_cause() -> None:
     died = {"kind": "worker_died", "role": "rollout", "index": 0, "cause": "rollout-0 died: x"}
     for _ in range(2):
         figures.hear(died)
-    figures.hear({"kind": "went_back", "cause": "learner-1 does not answer for 9 s"})
+    figures.hear({"kind": "went_back", "version": 3, "cause": "learner-1 does not answer"})
     assert value(figures, catalog.RESTARTS, "rollout", "died") == 2
     assert value(figures, catalog.RESTARTS, "learner", "silent") == 1
 

@@ -83,6 +83,7 @@ def test_answers_are_as_long_as_in_the_run_before(tmp_path: Path) -> None:
         {"kind": "step", "num_answer_tokens": tokens, "num_rollouts": 10} for tokens in (30, 50)
     ]
     lines = [json.dumps(event) for event in [*steps, {"kind": "busy", "step": 1}]]
+    lines.insert(1, '{"kind": "step", "num_answ')  # of a driver that was killed
     (job.run_dir / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     assert answers_of(job, None).tokens == 4.0
     assert answers_of(job, None).source == f"the last steps of {job.run_dir}"

@@ -114,3 +114,53 @@ def test_without_telemetry_there_are_the_events_alone(tmp_path: Path) -> None:
     run.close()
     assert not (run.path / "tensorboard").exists()
     assert run.metrics_file.read_text() == '{"kind": "step", "version": 1}\n'
+
+
+def test_a_full_disk_leaves_a_gap_and_is_told_once(tmp_path: Path) -> None:
+    run = RunDir.open(make_job(checkpoint={"dir": str(tmp_path)}, telemetry=QUIET), overwrite=False)
+    told: list[str] = []
+    run.tell = told.append
+    with Path("/dev/full").open("w") as full:
+        run._metrics.close()
+        run._metrics = full
+        run.write({"kind": "step", "loss": "x" * 100_000})
+        run.flush()
+        run.write({"kind": "sample", "ordinal": 1})
+        run.write({"kind": "step"})
+        run.close()
+    assert len(told) == 1 and "No space left" in told[0]
+    assert (run.path / "samples.jsonl").read_text() == '{"kind": "sample", "ordinal": 1}\n'
+
+
+def test_the_job_is_written_as_it_is(tmp_path: Path) -> None:
+    labels = {"sort_key": "a", "note": "key=value"}
+    job = make_job(
+        checkpoint={"dir": str(tmp_path)},
+        telemetry=QUIET,
+        rollout={"placement": {"labels": labels}},
+    )
+    run = RunDir.open(job, overwrite=False)
+    run.close()
+    resolved = YAML(typ="safe").load((run.path / "job.yaml").read_text())
+    assert JobConfig.model_validate(resolved) == job
+
+
+def test_a_launch_is_added_to_what_can_be_read(tmp_path: Path) -> None:
+    job = make_job(checkpoint={"dir": str(tmp_path)}, telemetry=QUIET)
+    run = RunDir.open(job, overwrite=False)
+    (run.path / "environment.json").touch()  # a machine that lost its power
+    for host in ("a", "b"):
+        run.add_launch({"host": host})
+    run.close()
+    found = json.loads((run.path / "environment.json").read_text())
+    assert found == {"launches": [{"host": "a"}, {"host": "b"}]}
+
+
+def test_what_is_of_weights_that_are_gone_is_in_the_file_alone(tmp_path: Path) -> None:
+    run = RunDir.open(make_job(checkpoint={"dir": str(tmp_path)}), overwrite=False)
+    place = {"role": "rollout", "index": 0, "time_s": 1.0, "timeline": 0, "version": 3}
+    run.write({"kind": "eval", "greedy_accuracy": 0.5, **place})
+    run.write({"kind": "eval", "greedy_accuracy": 0.75, **place}, is_shown=False)
+    run.close()
+    assert curve(run.path / "tensorboard", "eval/greedy_accuracy") == [(3, 0.5)]
+    assert len(run.metrics_file.read_text().splitlines()) == 2

@@ -85,6 +85,17 @@ def test_a_run_of_which_files_are_broken_is_still_told(runs: Path) -> None:
     assert (newer.mode, newer.model, newer.reward) == (None, None, 0.75)
 
 
+def test_a_line_that_was_cut_and_another_set_are_left_out(runs: Path) -> None:
+    file = runs / "newer" / "metrics.jsonl"
+    cut = '{"kind": "step", "rew{"kind": "paused"}\n{"kind": "eval", "greedy\n'
+    other = '{"kind": "eval", "set": "hard", "greedy_accuracy": 0.1, "version": 9}\n'
+    file.write_text(file.read_text() + cut + other)
+    assert list_runs(runs).runs[0].held_out == 0.5
+    assert list_runs(runs).runs[0].reward == 0.75
+    (runs / "newer" / "job.yaml").write_text("data: {eval_sets: {hard: {}, easy: {}}}\n")
+    assert list_runs(runs).runs[0].held_out == 0.1
+
+
 def test_names_are_completed(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(runs.parent)
     assert complete_run("") == ["newer", "older"]

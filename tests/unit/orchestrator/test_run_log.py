@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from orchestrator import cli
+from orchestrator import cli, run_log
 from orchestrator.run_lease import held
 from orchestrator.run_log import Line, NoLog, RunLog, follow, last_lines, parse
 
@@ -34,6 +34,12 @@ def test_lines_come_back_as_a_terminal_would_show_them(tmp_path: Path) -> None:
         *(("rollout-0", "a | b"), ("rollout-0", "100%"), ("rollout-0", ""), ("rollout-0", "half")),
         *(("rollout-10", "other"), ("learner-0", "loss")),
     ]
+
+
+def test_secrets_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "correct-horse-battery")
+    RunLog(tmp_path).write("rollout-0", ["401 for correct-horse-battery", "and on"])
+    assert [line.text for line in last_lines(tmp_path, None, 9)] == ["401 for <redacted>", "and on"]
 
 
 @pytest.mark.parametrize(
@@ -78,6 +84,31 @@ def test_following_ends_with_the_run_and_misses_nothing(tmp_path: Path) -> None:
     found = [line.text for line in follow(tmp_path, "driver", 1, is_over)]
     assert found[:3] == ["step 1", "look 1", "look 2"]
     assert found[-1] == "look 4"
+
+
+def test_a_log_that_is_full_begins_anew_and_is_read_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_log, "MAX_BYTES", 200)
+    monkeypatch.setattr(run_log, "BLOCK_BYTES", 7)
+    log, num_said = RunLog(tmp_path), 0
+
+    def say_more() -> bool:
+        """One file is full after five lines."""
+        nonlocal num_said
+        for _ in range(4 if num_said < 24 else 0):
+            log.driver(f"line {num_said}")
+            num_said += 1
+        return num_said >= 24
+
+    say_more()
+    found = [line.text for line in follow(tmp_path, "driver", 2, say_more)]
+    assert found == [f"line {number}" for number in range(2, 24)]
+    sizes = [(tmp_path / name).stat().st_size for name in ("log.txt", "log.txt.1")]
+    assert all(0 < size < 300 for size in sizes)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.txt", "log.txt.1"]
+    last = [line.text for line in last_lines(tmp_path, None, 7)]
+    assert last == [f"line {number}" for number in range(17, 24)]
 
 
 def test_the_command(tmp_path: Path) -> None:

@@ -233,3 +233,17 @@ def test_no_answer_exits_with_1(run: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_status_that_cannot_be_written_is_no_failure(tmp_path: Path) -> None:
     write_status(tmp_path / "nowhere", status().as_json())
+
+
+def test_a_status_names_no_secret(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "correct-horse-battery")
+    write_status(run, status(message="401 for correct-horse-battery").as_json())
+    assert "horse" not in (run / "status.json").read_text()
+    told = slipstream("status", run, "--json").stdout
+    assert json.loads(told)["message"] == "401 for <redacted>"
+
+
+def test_a_message_that_looks_like_markup_is_told(run: Path) -> None:
+    message = "[/pytorch/c10/Error.cpp:52] said :smile:"
+    write_status(run, status(state="failed", message=message).as_json())
+    assert rows(slipstream("status", run).stdout)["message"] == [message]

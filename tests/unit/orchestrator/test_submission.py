@@ -5,13 +5,21 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import requests
 
+from orchestrator import jobs_api
 from orchestrator.commands.elsewhere import without_address
+from orchestrator.frames import end
+from orchestrator.jobs_api import Cluster, Seen, Unreachable
 from orchestrator.parcel import packed
-from orchestrator.submission import entrypoint, is_http, metadata, named, there
+from orchestrator.submission import entrypoint, follow, is_http, metadata, named, stop_wait_s, there
 from slipstream.errors import JobFileError
 from tests.helpers.jobs import make_job
 
@@ -64,7 +72,7 @@ def test_the_entrypoint_starts_at_home_with_every_word_as_it_was_given(tmp_path:
     )
     assert done.stdout.splitlines() == [
         str(home),
-        *("<-m>", "<orchestrator.cli>", "<launch>", "<--address>", "<10.0.0.1:6379>"),
+        *("<-m>", "<orchestrator.submitted>", "<launch>", "<--address>", "<10.0.0.1:6379>"),
         f"<{parcel}/my job.yaml>",
         *("<--resume>", "<-->", "<data.train={kind: hub, name: a/b}>", "<x=$HOME>"),
     ], done.stderr
@@ -100,3 +108,74 @@ def test_a_command_is_sent_on_without_the_address(given: str, kept: str) -> None
 def test_a_dashboard_is_told_from_a_cluster() -> None:
     assert is_http("http://127.0.0.1:8265") and is_http("https://ray.example")
     assert not is_http("127.0.0.1:6379") and not is_http("auto") and not is_http(None)
+
+
+class Stopped:
+    """A cluster that has stopped a job, and has this log of it."""
+
+    def __init__(self, log: str) -> None:
+        self._log = log
+
+    def follow(self, _id: str, write: Callable[[str], None], _look: object) -> Seen:
+        write(self._log)
+        return Seen(status="STOPPED", exit_code=None, message="")
+
+    def log(self, _id: str) -> str:
+        return self._log
+
+
+@pytest.mark.parametrize("code", [0, 1, 130, None])
+def test_a_stopped_job_says_how_it_ended(
+    code: int | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = "step 1\n" + (end(code) if code is not None else "")
+    cluster: Any = Stopped(log)
+    assert follow(cluster, "id", "hint") == (130 if code is None else code)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "step 1"
+    assert len(said) == (2 if code is None else 1), "what is not known is said"
+
+
+def test_the_exit_code_of_a_launch_is_the_last_line_of_its_log(tmp_path: Path) -> None:
+    missing = str(tmp_path / "none.yaml")
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestrator.submitted", "launch", missing],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (2, end(2))
+
+
+def test_a_job_that_is_stopped_has_time_for_its_step_and_a_commit() -> None:
+    job = make_job(learner={"step_timeout_s": 3600.5}, rollout={"grace_s": 10})
+    assert stop_wait_s(job) == 3601 + 10 + 30 + 600
+
+
+class Hiccup(Cluster):
+    """Does not answer at first."""
+
+    def __init__(self, num_lost: int, error: Exception) -> None:
+        self.address, self._num_lost, self._error = "http://h:8265", num_lost, error
+        self._client: Any = self
+
+    def get_job_info(self, _id: str) -> Any:
+        self._num_lost -= 1
+        if self._num_lost >= 0:
+            raise self._error
+        return SimpleNamespace(status="SUCCEEDED", driver_exit_code=0, message=None)
+
+    def submit_job(self, **_options: object) -> None:
+        raise requests.Timeout
+
+
+def test_a_hiccup_of_the_network_ends_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Hiccup(2, requests.ConnectionError()).wait("id", 60.0).exit_code == 0
+    monkeypatch.setattr(jobs_api, "LOST_AFTER_S", 0.0)
+    with pytest.raises(Unreachable):
+        Hiccup(9, requests.ConnectionError()).wait("id", 60.0)
+
+
+def test_a_job_whose_submission_is_not_answered_is_looked_for() -> None:
+    Hiccup(0, RuntimeError()).submit("true", "job-1")  # it is there
+    with pytest.raises(Unreachable, match="may have taken job-1"):
+        Hiccup(9, RuntimeError("no such job")).submit("true", "job-1")

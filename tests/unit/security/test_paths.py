@@ -101,6 +101,35 @@ def test_what_is_no_run_is_never_emptied(runs: Path, precious: Path) -> None:
     assert (precious / "thesis.txt").exists()
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "job.yaml", "metrics.jsonl"])
+def test_a_directory_with_a_name_of_a_run_is_none(runs: Path, name: str) -> None:
+    mine = runs / "mine"
+    (mine / "checkpoints").mkdir(parents=True)
+    if name != "checkpoints":
+        (mine / name).write_text("years of work")
+    assert "is no run" in launch(runs, "--overwrite")
+    assert (mine / "checkpoints").exists()
+
+
+def test_what_the_job_reads_is_never_deleted(runs: Path, tmp_path: Path) -> None:
+    mine = runs / "mine"
+    mine.mkdir()
+    for name in ("metrics.jsonl", "train.jsonl", "template.jinja"):
+        (mine / name).write_text("{}")
+    (mine / "job.yaml").write_text(Path(JOB).read_text())
+    said = launch(
+        runs,
+        *("--overwrite", f"model.chat_template={mine}/template.jinja"),
+        f"data.eval_sets={{hard: {{kind: jsonl, path: {mine}/train.jsonl}}}}",
+    )
+    assert "model.chat_template: " in said and "data.eval_sets.hard.path: " in said
+    assert said.count("which --overwrite deletes") == 2
+    file = [str(mine / "job.yaml"), f"checkpoint.dir={runs}", "name=mine", "--overwrite"]
+    assert "name: " in (again := CliRunner().invoke(app, ["launch", *file]).stderr)
+    assert f"{mine / 'job.yaml'} lies in {mine}, which --overwrite deletes" in again
+    assert (mine / "train.jsonl").exists()
+
+
 def test_a_commit_that_is_a_link_is_no_commit(runs: Path, precious: Path) -> None:
     root = runs / "mine" / "checkpoints"
     root.mkdir(parents=True)

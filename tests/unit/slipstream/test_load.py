@@ -367,6 +367,38 @@ BROKEN: list[tuple[str, str, str, list[str]]] = [
         "  eval_sets: {eval: {kind: jsonl, path: a}}\nreward:",
         ["job.yaml:9:3", "choose another"],
     ),
+    (
+        "a set's kind",
+        "reward:",
+        "  eval_sets: {jsonl: {kind: jsnl, path: a}}\nreward:",
+        ["job.yaml:9:15", "data.eval_sets.jsonl: kind 'jsnl'", "did you mean 'jsonl'?"],
+    ),
+    (
+        "a set's key",
+        "reward:",
+        "  eval_sets: {hard: {kind: jsonl, pth: a}}\nreward:",
+        ["job.yaml:9:35", "data.eval_sets.hard.pth: unknown key, did you mean 'path'?"],
+    ),
+    (
+        "a set's key of another kind",
+        "reward:",
+        "  eval_sets: {hard: {kind: jsonl, path: a, task: b}}\nreward:",
+        ["data.eval_sets.hard.task: is a key of kind reasoning_gym, and the kind here is jsonl"],
+    ),
+    (
+        "a set's name",
+        "reward:",
+        "  eval_sets: {a b: {kind: jsonl, path: a}}\nreward:",
+        ["job.yaml:9:15: data.eval_sets.a b: 'a b' cannot be taken; use letters, digits"],
+    ),
+    (
+        "no such day",
+        "name: small",
+        "name: 2026-02-30 #",
+        ["job.yaml:1:7: '2026-02-30' is no", "quotes"],
+    ),
+    ("no number", "name: small", "name: !!int t #", ["job.yaml:1:7: 't' is no int"]),
+    ("no truth", "name: small", "name: !!bool t #", ["job.yaml:1:7: 't' is no bool"]),
     ("tab", "  group_size", "\tgroup_size", ["job.yaml:12", "not valid YAML"]),
 ]
 
@@ -438,6 +470,6 @@ def test_bytes_that_are_no_text_are_said(tmp_path: Path, raw: bytes) -> None:
 
 
 def test_an_override_that_is_no_yaml_is_said(tmp_path: Path) -> None:
-    for value in ("a\x00b", "[1"):
+    for value in ("a\x00b", "[1", "2026-02-30", "!!bool x", "&a {b: *a}", "{a: 1, a: 2}"):
         with pytest.raises(JobFileError, match="command line: name"):
             load_job(write(tmp_path, GOOD), [f"name={value}"])

@@ -18,6 +18,8 @@ from slipstream.secrets import REDACTED, is_secret_name, looks_secret, redact, s
         "MLFLOW_TRACKING_PASSWORD",
         "GITHUB_PAT",
         "apiKey",
+        "apikey",
+        "SSHKEY",
         "GOOGLE_CREDENTIALS",
         "--hub-token",
     ],
@@ -31,6 +33,7 @@ def test_names_of_secrets(name: str) -> None:
     [
         *("max_new_tokens", "TOKENIZERS_PARALLELISM", "tokenizer", "num_tokens", "PWD", "PATH"),
         *("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "key", "pat", "keep_last", "prompt_field", ""),
+        *("donkey", "sort_monkey", "turkeyCount"),
     ],
 )
 def test_names_of_other_things(name: str) -> None:
@@ -58,10 +61,17 @@ def test_values_of_the_environment_are_known_longest_first() -> None:
         ("with hf_abcdefghijklmnopqrst", f"with {REDACTED}"),
         ("the last token: the", "the last token: the"),
         ("max_new_tokens: 5 learner.num_steps=3", "max_new_tokens: 5 learner.num_steps=3"),
+        ("You do basic arithmetic. Basic understanding12", None),
+        ("donkey=grey turkey: 1 sort_monkey: 2", None),
+        ("Authorization: basic dTpwYXNz", f"Authorization: basic {REDACTED}"),
+        ("curl -H Bearer eyJhbGciOiJIUzI1", f"curl -H Bearer {REDACTED}"),
+        ("apikey=abc", f"apikey={REDACTED}"),
         ("http://host:8265/x@y", "http://host:8265/x@y"),
     ],
 )
-def test_texts(text: str, expected: str) -> None:
+def test_texts(text: str, expected: str | None) -> None:
+    """None: nothing in it is a secret."""
+    expected = text if expected is None else expected
     assert redact(text, {}) == expected
     assert redact(expected, {}) == expected, "once is as good as twice"
 
@@ -89,3 +99,4 @@ def test_forms_of_credentials() -> None:
     assert looks_secret("ghp_abcdefghijklmnopqrstuvwxyz")
     assert not looks_secret("0123456789abcdef0123456789abcdef01234567"), "a commit"
     assert not looks_secret("some/model")
+    assert not looks_secret("You do basic arithmetic.")
