@@ -30,8 +30,28 @@ from slipstream.config.job import (
     RewardConfig,
     TelemetryConfig,
 )
-from slipstream.config.load import JobFile
-from slipstream.errors import Problem, SlipstreamError
+from slipstream.config.load import JobFile, read_job_file
+from slipstream.errors import JobFileError, Problem, SlipstreamError
+
+
+def checked_job(
+    path: Path,
+    overrides: list[str] | None = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    to_start: bool = True,
+) -> JobConfig:
+    """The job, if neither the file nor what it names is wrong. Raises JobFileError with every
+    problem at once."""
+    read = read_job_file(path, overrides)
+    problems = [
+        *read.problems,
+        *preflight(read, path.parent, resume=resume, overwrite=overwrite, to_start=to_start),
+    ]
+    if problems or read.job is None:
+        raise JobFileError(problems)
+    return read.job
 
 
 def preflight(

@@ -75,6 +75,11 @@ def refused() -> Iterator[None]:
         raise typer.Exit(2) from None
 
 
+def refuse_two_commits(version: int | None, best: bool) -> None:
+    if version is not None and best:
+        raise SlipstreamError("--version and --best name two commits: leave one out")
+
+
 def print_problems(error: JobFileError) -> None:
     for problem in error.problems:
         print(problem, file=sys.stderr)

@@ -9,12 +9,10 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.checks import import_dirs, preflight
-from orchestrator.commands.common import AsJson, print_report, refused, reported
+from orchestrator.checks import checked_job, import_dirs
+from orchestrator.commands.common import AsJson, print_report, refuse_two_commits, refused, reported
 from orchestrator.offline_eval import evaluate, find_model
-from slipstream.config.job import JobConfig
-from slipstream.config.load import read_job_file
-from slipstream.errors import JobFileError
+from slipstream.errors import JobFileError, Problem
 
 
 def eval_(
@@ -36,28 +34,17 @@ def eval_(
     Of a run it is the newest commit where nothing else is said. Exit code 2: bad input.
     """
     with refused():
-        if version is not None and best:
-            raise typer.BadParameter("--version and --best choose different commits; give one")
+        refuse_two_commits(version, best)
         found = find_model(model, version=version, best=best)
         if job is None and found.version is None:
             raise typer.BadParameter(f"{model} is no run: name its job file by --job")
     with reported():
         file = job or found.path.parents[2] / "job.yaml"  # runs/NAME/checkpoints/step-.../model
-        resolved = _checked(file, overrides)
+        resolved = checked_job(file, overrides, overwrite=True, to_start=False)
+        if not resolved.data.held_out:
+            message = "is missing: there is nothing to evaluate on"
+            raise JobFileError([Problem(str(file), "data.eval", message)])
         sys.path[:0] = import_dirs(file.parent)
         with redirect_stdout(sys.stderr):  # what libraries have to say
             report = evaluate(resolved, found)
     print_report(report, as_json=as_json)
-
-
-def _checked(file: Path, overrides: list[str] | None) -> JobConfig:
-    read = read_job_file(file, overrides)
-    problems = [
-        *read.problems,
-        *preflight(read, file.parent, overwrite=True, to_start=False),
-    ]
-    if read.job is not None and not read.job.data.held_out:
-        problems.append(read.problem("data.eval", "is missing: there is nothing to evaluate on"))
-    if problems or read.job is None:
-        raise JobFileError(problems)
-    return read.job

@@ -10,12 +10,12 @@ import typer
 from rich.console import Console
 from ruamel.yaml import YAML
 
-from orchestrator.checks import preflight
+from orchestrator.checks import checked_job
 from orchestrator.commands.common import print_problems, refused, reported
 from orchestrator.plan import describe, make_plan
 from orchestrator.submission import follow, is_http, named, submit, there
 from slipstream.config.job import JobConfig
-from slipstream.config.load import load_job, read_job_file
+from slipstream.config.load import load_job
 from slipstream.errors import JobFileError
 
 NO_DETACH = "slipstream: --detach needs --address http://HOST:8265, a cluster that runs the job"
@@ -66,7 +66,7 @@ def launch(
             flags = {"--resume": resume, "--overwrite": overwrite}
             given = [flag for flag, is_given in flags.items() if is_given]
             raise typer.Exit(_launch_there(address, file, overrides or [], given, detach=detach))
-        job = _checked(file, overrides, resume=resume, overwrite=overwrite)
+        job = checked_job(file, overrides, resume=resume, overwrite=overwrite)
         plan = make_plan(job)
         from orchestrator.launch import launch as run
 
@@ -100,7 +100,7 @@ def validate(
     failed = False
     for file in files:
         try:
-            _checked(file, overwrite=True, to_start=False)
+            checked_job(file, overwrite=True, to_start=False)
         except JobFileError as error:
             failed = True
             print_problems(error)
@@ -108,25 +108,6 @@ def validate(
             print(f"{file}: ok")
     if failed:
         raise typer.Exit(2)
-
-
-def _checked(
-    file: Path,
-    overrides: list[str] | None = None,
-    *,
-    resume: bool = False,
-    overwrite: bool = False,
-    to_start: bool = True,
-) -> JobConfig:
-    """The job, if neither the file nor what it names is wrong; else every problem at once."""
-    read = read_job_file(file, overrides)
-    problems = [
-        *read.problems,
-        *preflight(read, file.parent, resume=resume, overwrite=overwrite, to_start=to_start),
-    ]
-    if problems or read.job is None:
-        raise JobFileError(problems)
-    return read.job
 
 
 def _print_job(job: JobConfig) -> None:

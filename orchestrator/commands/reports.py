@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.commands.common import AsJson, Run, print_report, refused
+from orchestrator.commands.common import AsJson, Run, print_report, refuse_two_commits, refused
 from orchestrator.export import export as copy_model
 from orchestrator.report.write import write_report
 from orchestrator.run_files import find_run
@@ -57,7 +57,6 @@ def export(
     Its checksums are verified first. Exit code 2: bad input, or no such commit.
     """
     with refused():
-        if best and version is not None:
-            raise SlipstreamError("--version and --best name two commits: leave one out")
+        refuse_two_commits(version, best)
         exported = copy_model(find_run(run), out, version=version, best=best)
     print_report(exported, as_json=as_json)

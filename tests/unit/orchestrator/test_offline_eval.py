@@ -103,7 +103,7 @@ def test_bad_input_is_told_without_a_traceback(tmp_path: Path) -> None:
         ([str(model)], "name its job file by --job"),
         ([str(model), "--job", str(job), "data.eval=null"], "there is nothing to evaluate on"),
         ([str(model), "--job", str(job), "eval.pass_at=[3]"], "needs as many answers"),
-        ([str(model), "--job", str(job), "--best", "--version", "3"], "give one"),
+        ([str(model), "--job", str(job), "--best", "--version", "3"], "leave one out"),
     ):
         done = CliRunner().invoke(app, ["eval", *arguments])
         assert done.exit_code == 2, done.output
