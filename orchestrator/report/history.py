@@ -210,8 +210,6 @@ class History:
         self._newest = version
 
     def _eval(self, event: Mapping[str, Any], time_s: float) -> None:
-        if event["greedy_accuracy"] is None:
-            return  # no answer had a reward
         version, timeline = int(event["version"]), event.get("timeline", 0)
         if any(timeline < began and version > left for began, left in self._branches):
             return  # of weights that are gone
