@@ -37,12 +37,6 @@ def test_a_return_to_a_commit_undoes_later_steps_and_evaluations() -> None:
     assert sum(found.trained[1]) == 500  # the tokens were trained all the same
 
 
-def test_an_evaluation_without_a_reward_is_not_drawn() -> None:
-    failed = {**evaluated(2, 3, 0.0), "greedy_accuracy": None, "sampled_reward": None}
-    found = history(step(1, 1), step(2, 2), evaluated(1, 3, 0.4), failed)
-    assert [e.version for e in found.evals.values()] == [1]
-
-
 def test_an_evaluation_of_weights_that_are_gone_comes_too_late() -> None:
     found = history(
         step(1, 1), step(2, 2), went_back(1, 1, 3), evaluated(2, 4, 0.9), evaluated(1, 5, 0.5)
