@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 300.0
@@ -48,6 +49,13 @@ def run_ranks(program: Path, num_ranks: int, logs: Path, *arguments: str) -> Non
     with ranks(program, num_ranks, logs, *arguments) as started:
         for process, log in started:
             assert process.wait(TIMEOUT_S) == 0, log.read_text()[-3000:]
+
+
+def leave() -> NoReturn:
+    """The end of a rank's program, when all is well. Native threads of torch.distributed may abort
+    a process that ends in the ordinary way."""
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def _place(rank: int, num_ranks: int, port: int) -> dict[str, str]:

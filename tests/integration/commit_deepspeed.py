@@ -15,6 +15,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from tests.helpers.ranks import leave
+
 
 def main() -> None:
     model, out, *stages = sys.argv[1:]
@@ -165,3 +167,4 @@ def compare(found: dict[str, Any], expected: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     main()
+    leave()

@@ -16,6 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.helpers.ranks import leave
+
 MAX_KL = 3e-4
 DISTURBED = (0, 2)  # before Adam has moments, and with them
 
@@ -167,3 +169,4 @@ def weights_of(engine: Any) -> dict[str, Any]:
 
 if __name__ == "__main__":
     main()
+    leave()

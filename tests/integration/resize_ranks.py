@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.helpers.ranks import leave
+
 
 def main() -> None:
     model, out, *actions = sys.argv[1:]
@@ -141,3 +143,4 @@ def copy_of(tensor: Any) -> Any:
 
 if __name__ == "__main__":
     main()
+    leave()
