@@ -52,7 +52,7 @@ def estimate(
             mode,
             replace(parts, handover=far) if mode == "multinode" else parts,
             max_staleness=_staleness(job, mode),
-            num_cores=machine.num_cores if on_cores else None,
+            num_cores=machine.num_cores * learner.costs.crowd_share if on_cores else None,
         )
         for mode in MODES
     )

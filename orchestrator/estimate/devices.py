@@ -36,6 +36,7 @@ class Costs:
     group_s: float  # of what replay and the processes beside the roles do for one group
     version_s: float  # and for one version: Ray, the weight board, the driver
     handover_s: float  # from one role to the other and back, once a step
+    crowd_share: float  # of all cores' time, what roles that share them get to use
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +82,7 @@ GPU_COSTS = Costs(
     group_s=0.0,
     version_s=0.0,
     handover_s=0.05,
+    crowd_share=1.0,
 )
 
 
@@ -148,6 +150,7 @@ CORE_COSTS = Costs(
     group_s=3.5e-3,
     version_s=0.08,
     handover_s=0.065,
+    crowd_share=0.87,
 )
 
 

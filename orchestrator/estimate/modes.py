@@ -34,8 +34,8 @@ class ModeTime:
     max_staleness: int
 
 
-def mode_time(mode: Mode, parts: Parts, *, max_staleness: int, num_cores: int | None) -> ModeTime:
-    """`num_cores`: that engines and ranks share with all else, None on GPUs."""
+def mode_time(mode: Mode, parts: Parts, *, max_staleness: int, num_cores: float | None) -> ModeTime:
+    """`num_cores`: that engines and ranks share with all else and keep busy, None on GPUs."""
     generation, handover = parts.generation, parts.handover
     learner_s = parts.training_s + handover.publish_s
     engines_s = generation.flow_s + handover.adopt_s
