@@ -152,7 +152,7 @@ def _is_sound(name: str, part: object) -> bool:
     if not isinstance(part, Mapping):
         return False
     pairs = [[f"{of}_{what}" in part for what in COUNTS[name]] for of in ("generated", "trained")]
-    has_all = all(any(pair) == all(pair) for pair in pairs)
+    has_all = all(all(pair) or not any(pair) for pair in pairs)
     return has_all and all(isinstance(count, int | float) for count in part.values())
 
 

@@ -194,6 +194,15 @@ def test_a_damaged_file_is_named(run: Path, name: str, content: str) -> None:
     assert any(name in note for note in found["missing"])
 
 
+def test_drops_are_taken_as_replay_tells_them(run: Path) -> None:
+    figures = {"drops": {"failed": 3}, "failures": {}, "reissues": {"expired": 2}}
+    (run / "result.json").write_text(json.dumps({"replay": figures}))
+    (found,) = json.loads(report(run, "--json").stdout)["runs"]
+    assert found["drops"] == {"failed": 3}
+    assert found["reissues"] == {"expired": 2}
+    assert not any("damaged" in note for note in found["missing"])
+
+
 def test_a_setting_of_another_type_does_not_hurt(run: Path) -> None:
     (run / "job.yaml").write_text("replay: {max_staleness: some}")
     assert report(run).exit_code == 0
