@@ -101,7 +101,10 @@ def clean(root: Path, keep: Path) -> None:
 
 
 def write_part(directory: Path, rank: int, files: Mapping[str, Write]) -> None:
-    """Write `files`, named relative to `directory`, and the part that lists them."""
+    """Write `files`, named relative to `directory`, and the part that lists them.
+
+    Once the part is there rank 0 may rename the directory: nothing is done in it after that.
+    """
     for folder in sorted({directory, *((directory / name).parent for name in files)}):
         with _operation("mkdir", folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -150,7 +153,7 @@ def publish(
     # As it will be read: JSON makes lists of tuples, and texts of numbers that are keys.
     manifest = json.loads(json.dumps(manifest))
     _write_whole("manifest", directory / MANIFEST, {**manifest, SELF: digest_of(manifest)})
-    for folder in [path for path in directory.rglob("*") if path.is_dir()]:
+    for folder in [directory, *(path for path in directory.rglob("*") if path.is_dir())]:
         _sync(folder)
     if any(_timeline_of(path) > timeline for path in root.glob(f"{CLAIM}*")):
         raise WriteFailed(f"{root} belongs to a later timeline; this learner was given up")
@@ -231,7 +234,6 @@ def _write_whole(operation: str, path: Path, value: Mapping[str, Any]) -> None:
         sync(beside)
         fault_point(f"commit.{operation}.written")
         beside.replace(path)
-    _sync(path.parent)
 
 
 def _files(path: Path) -> list[Path]:

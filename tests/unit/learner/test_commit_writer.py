@@ -243,3 +243,21 @@ def test_what_is_evaluated_is_committed_and_the_best_outlives_newer_ones(tmp_pat
     assert [checkpoint.version_of(path) for path in checkpoint.steps(tmp_path)] == [15, 10]
     world.writer.wait()
     assert checkpoint.find(tmp_path).required().version == 15
+
+
+def test_a_commit_may_be_renamed_as_soon_as_the_last_part_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0 looks all the time, and a rank that is slow to go on has not failed."""
+    directory, final = commit_files.aside(tmp_path, 2, 0), tmp_path / "final"
+    replace = Path.replace
+
+    def replaced(path: Path, target: Path) -> Path:
+        done = replace(path, target)
+        if target.name.startswith("part-"):
+            directory.rename(final)
+        return done
+
+    monkeypatch.setattr(Path, "replace", replaced)
+    commit_files.write_part(directory, 1, {"a": Path.touch})
+    assert (final / "a").exists()
