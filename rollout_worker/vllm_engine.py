@@ -17,7 +17,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from rollout_worker.engine import GREEDY, Generation, GenerationRequest
+from rollout_worker.engine_metrics import EngineMetrics, Forgiving
 from slipstream.config.job import ModelConfig, RolloutConfig
 from slipstream.errors import SlipstreamError
 from slipstream.records import FinishReason, LogProbs, TokenIds, VersionSpan
@@ -79,6 +80,7 @@ class VllmEngine:
             transport=transport,
             metrics_name=metrics_name,
         )
+        self._metrics = None if metrics_name is None else EngineMetrics()
         self._engine.set_weight_version(str(self._version))  # the model's own weights
         self._num_tokens = 0
         self._count_tokens()
@@ -167,6 +169,8 @@ class VllmEngine:
             self._asleep = False
 
     def close(self) -> None:
+        if self._metrics is not None:
+            self._metrics.close()
         self._engine.engine_core.shutdown()
 
     def _add(self, request_id: str, token_ids: TokenIds, params: Any) -> None:
@@ -264,40 +268,18 @@ def _build(
 
 
 def _stat_logger() -> Any:
-    """vLLM's, which hands its metrics to Ray."""
-    from ray.util import metrics
-    from vllm.v1.metrics import ray_wrappers
+    from vllm.v1.metrics.loggers import PrometheusStatLogger
 
-    # It holds Ray to be missing where Ray Serve is, and asks Serve for a name at every step.
-    ray_wrappers.ray_metrics = metrics
-    ray_wrappers._get_replica_id = lambda: None
+    forgiving = Forgiving()
 
-    class StatLogger(ray_wrappers.RayPrometheusStatLogger):  # type: ignore[misc]
-        is_on = True
-
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            self._guarded(super().__init__, *arguments, **options)
-
+    class StatLogger(PrometheusStatLogger):  # type: ignore[misc]
         def record(
             self, scheduler_stats: Any, iteration_stats: Any, *rest: Any, **more: Any
         ) -> None:
             if iteration_stats is not None:  # one call a token would cost more than all others
                 iteration_stats.inter_token_latencies_iter = []
-            self._guarded(super().record, scheduler_stats, iteration_stats, *rest, **more)
-
-        def record_sleep_state(self, *arguments: Any, **options: Any) -> None:
-            self._guarded(super().record_sleep_state, *arguments, **options)
-
-        def log_engine_initialized(self) -> None:
-            self._guarded(super().log_engine_initialized)
-
-        def _guarded(self, work: Callable[..., None], *arguments: Any, **options: Any) -> None:
-            try:
-                if self.is_on:
-                    work(*arguments, **options)
-            except Exception:  # of any kind: no metric is worth an engine
-                self.is_on = False
-                logging.getLogger(__name__).exception("no metrics of this engine any more")
+            with forgiving:
+                super().record(scheduler_stats, iteration_stats, *rest, **more)
 
     return StatLogger
 

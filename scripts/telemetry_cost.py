@@ -22,7 +22,7 @@ from results import ROOT, signature, table, write
 
 FILE = "examples/arithmetic/buffered.yaml"
 # No evaluation and no commit on the way: both would be noise.
-SETTINGS = ("learner.num_steps=150", "data.eval=null", "checkpoint.every_steps=0")
+SETTINGS = ("learner.num_steps=300", "data.eval=null", "checkpoint.every_steps=0")
 SKIPPED_STEPS = 20  # in which caches and buffers fill
 TARGET = 0.03
 ON = ("telemetry.sample_every_groups=1",)  # all else is on by default
@@ -31,7 +31,7 @@ OFF = ("telemetry.enabled=false",)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--pairs", type=int, default=6)
     parser.add_argument("overrides", nargs="*")
     asked = parser.parse_args()
     pairs = [pair_of_launches(number, asked.overrides) for number in range(asked.pairs)]

@@ -279,3 +279,25 @@ def test_each_span_matches_its_own_versions_weights(vllm_engine: Engine, model_d
     assert abs(only_new[:switch] - answer.logprobs[:switch]).max() > EXACT, (
         "the spans do not differ"
     )
+
+
+def test_a_metric_that_raises_costs_no_answer(
+    vllm_engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from vllm.v1.metrics.loggers import PrometheusStatLogger
+
+    from rollout_worker.vllm_engine import _stat_logger
+
+    recorded: list[object] = []
+
+    def fails_first(_: object, scheduler_stats: object, *__: object) -> None:
+        recorded.append(scheduler_stats)
+        if len(recorded) <= 2:
+            raise ValueError("counters can only be incremented by non-negative amounts")
+
+    monkeypatch.setattr(PrometheusStatLogger, "record", fails_first)
+    logger = object.__new__(_stat_logger())  # its counters are not needed
+    for step in range(3):
+        logger.record(step, None)
+    assert recorded == [0, 1, 2], "the steps after it count"
+    assert caplog.text.count("some metrics of this engine are missing") == 1
