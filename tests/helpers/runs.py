@@ -49,7 +49,8 @@ def started(
     job: Path, runs: Path, *arguments: str, more: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A launched job, killed at the end if it still runs. `more`: of its environment. What it says
-    goes to a file beside its directory: nobody reads a pipe meanwhile."""
+    goes to a file beside its directory (nobody reads a pipe meanwhile), and is shown of a test that
+    fails."""
     runs.mkdir(exist_ok=True)
     log = (runs / "launch.log").open("ab")
     process = subprocess.Popen(
@@ -61,15 +62,19 @@ def started(
     )
     try:
         yield process
+    except BaseException:
+        print(Path(log.name).read_text()[-4000:])
+        raise
     finally:
         process.kill()
         process.wait()
+        log.close()
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
+def wait_for(condition: Callable[[], bool], why_not: Callable[[], str] = str) -> None:
     deadline_s = time.monotonic() + 200
     while not condition():
-        assert time.monotonic() < deadline_s
+        assert time.monotonic() < deadline_s, why_not()
         time.sleep(0.1)
 
 
