@@ -67,6 +67,9 @@ class WeightBoard:
             return self._newest
         return multiple if held < multiple.order else self._newest
 
+    async def stats(self) -> dict[str, Any]:
+        return {"pid": os.getpid()}
+
     def __repr__(self) -> str:
         return f"weights v{self._newest.version}" if self._newest else "weights"
 

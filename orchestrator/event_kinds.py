@@ -36,6 +36,7 @@ KINDS = {
     "prune_failed": Kind(
         title="old commit not removed", is_fault=True, fields=("version", "message")
     ),
+    "restarted": Kind(title="started again", is_fault=True, mark=_BROKE, fields=("cause",)),
     "resumed": Kind(title="resumed", mark=(">", "green")),
     "scaled": Kind(title="scaled", mark=("D", "purple"), fields=("num_before", "num_after")),
     "skipped": Kind(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from orchestrator.learners import Learners
 from orchestrator.placement import here, shared_bundles
 from orchestrator.plan import Plan
 from orchestrator.rollouts import Rollouts
+from orchestrator.services import Service
 from orchestrator.status import RoleStatus
 from orchestrator.watchdog import who_waits
 from replay.actor import ReplayActor
@@ -41,13 +42,11 @@ class Fleet:
     job: JobConfig
     replay: Any
     board: Any
+    services: Mapping[str, Service]  # these two, watched
     rollouts: Rollouts
     learners: Learners
     stop_requested: str | None = None
     _states: dict[str, tuple[str, float]] = field(default_factory=dict)  # since when, by role
-    _asked_stats: Any = None
-    _asked_stats_s: float = 0.0
-    _stats: Mapping[str, Any] = field(default_factory=dict)
     _eval_prompts: Mapping[str, Sequence[Prompt]] = field(default_factory=dict)  # by set
 
     @classmethod
@@ -68,11 +67,16 @@ class Fleet:
         )
         workers, ranks = shared_bundles(job) if job.rollout.colocate else (None, None)
         roles = {"replay": replay, "board": board}
+        services = {
+            "replay": Service("replay", replay, job.replay.call_timeout_s if comes_back else None),
+            # Before the learner gives it up, which would have to go back.
+            "weights": Service("weights", board, job.health.call_timeout_s / 2),
+        }
         rollouts = Rollouts(job, plan.worker_cores, bundles=workers, **roles)
         learners = Learners(
             job, plan.rank_cores, run_dir, workers=rollouts.actors, bundles=ranks, **roles
         )
-        fleet = cls(job=job, replay=replay, board=board, rollouts=rollouts, learners=learners)
+        fleet = cls(job=job, **roles, services=services, rollouts=rollouts, learners=learners)
         try:
             fleet._open(commit, timeline)
             yield fleet
@@ -96,6 +100,8 @@ class Fleet:
             time.sleep(wait_s)
         if asked := [*self.rollouts.ask(), *self.learners.ask()]:
             ray.wait(asked, num_returns=len(asked), timeout=ANSWER_S)
+        for service in self.services.values():
+            service.look()
         self.rollouts.tick()
         self.learners.tick()
 
@@ -103,6 +109,8 @@ class Fleet:
         """What every role has told since the last time, by time."""
         events = [*self.rollouts.events, *self.learners.events]
         self.rollouts.events, self.learners.events = [], []
+        for service in self.services.values():
+            events += service.take_events()
         return sorted(events, key=lambda event: event["time_s"])
 
     def statuses(self, newest: tuple[int, int]) -> tuple[RoleStatus, ...]:
@@ -117,7 +125,7 @@ class Fleet:
         """What every role does or waits for, in a sentence."""
         return who_waits(
             {**self.learners.heard(), **self.rollouts.heard()},
-            self._stats,
+            self.replay_stats,
             time.monotonic(),
             groups_per_batch=self.job.learner.groups_per_batch,
         )
@@ -135,20 +143,10 @@ class Fleet:
                 found[name] = f"no answer: {type(error).__name__}"
         return found
 
+    @property
     def replay_stats(self) -> Mapping[str, Any]:
-        """Its newest statistics. Replay that has not answered for as long as a call to it may take
-        is killed, where it comes back from a journal."""
-        if self._asked_stats is None:
-            self._asked_stats, self._asked_stats_s = self.replay.stats.remote(), time.monotonic()
-        if ray.wait([self._asked_stats], timeout=ANSWER_S)[0]:
-            asked, self._asked_stats = self._asked_stats, None
-            with suppress(RayError):
-                self._stats = ray.get(asked)
-        elif time.monotonic() - self._asked_stats_s > self.job.replay.call_timeout_s:
-            self._asked_stats = None
-            if self.job.replay.durability != "off":
-                ray.kill(self.replay, no_restart=False)
-        return self._stats
+        """The newest that it has told."""
+        return self.services["replay"].stats
 
     def request_stop(self, reason: str) -> None:
         """The learner ends after its step; nothing new is leased."""

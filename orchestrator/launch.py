@@ -333,7 +333,7 @@ class _Run:
                     self._progress.note(event["message"])
                 case "tracker_failed":
                     self._progress.note(f"{event['tracker']}: {event['message']}")
-                case "worker_died" | "worker_given_up":
+                case "worker_died" | "worker_given_up" | "restarted":
                     self._progress.note(str(event["cause"]).splitlines()[0])
             self._follow_evaluations(event)
         self._tell_of_replay()
@@ -341,7 +341,7 @@ class _Run:
 
     def _tell_of_replay(self) -> None:
         """Keep its statistics; those that a timeline shows become an event."""
-        before, self._state.replay = self._state.replay, self._fleet.replay_stats()
+        before, self._state.replay = self._state.replay, self._fleet.replay_stats
         now = {name: self._state.replay.get(name) for name in REPLAY_COUNTS}
         if any(now[name] != before.get(name) for name in REPLAY_COUNTS):
             self._events.emit("replay", **now)

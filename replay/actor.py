@@ -15,6 +15,7 @@ Ray starts another, which goes on from the journal, and repeats the calls that w
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -282,7 +283,11 @@ class ReplayActor:
         now_s = time.monotonic()
         self._buffer.expire(now_s)
         await self._written()
-        return {**self._buffer.stats(), "oldest_lease_s": self._buffer.oldest_lease_s(now_s)}
+        return {
+            **self._buffer.stats(),
+            "oldest_lease_s": self._buffer.oldest_lease_s(now_s),
+            "pid": os.getpid(),
+        }
 
     def eval_prompts(self) -> dict[str, list[Prompt]]:
         """Of every held-out set, by its name."""

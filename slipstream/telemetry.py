@@ -43,6 +43,7 @@ start_s counts from the epoch):
             `eval_given_up`  version: several workers have died while they evaluated it
             `best`     version, set, metric, value, path (of its commit): better than all before
             and, with the role (and index, of a worker) that they are about:
+            `restarted`  cause: `replay` or `weights`, which Ray starts again
             `scaled`  num_before, num_after: from now on; ranks after their step and a commit
             `worker_started`  incarnation, node, pid
             `worker_died`     incarnation, cause, blame (its prompts may have killed it)

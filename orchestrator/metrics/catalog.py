@@ -189,7 +189,8 @@ ROLE_VERSION = Metric(name="role_version", tags=ROLE, help="Version of the weigh
 RESTARTS = Metric(
     name="restarts",
     tags=("role", "cause"),
-    help="Workers that were replaced and starts of the learner from a commit, of this launch",
+    help="Of this launch: workers that were replaced, starts of the learner from a commit, "
+    "replay and weight board that Ray has started again",
 )
 COMMIT_SECONDS = Metric(
     name="commit_seconds", unit="seconds", help="To write the newest commit, beside training"

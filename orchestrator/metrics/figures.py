@@ -78,6 +78,9 @@ class Figures:
         for role in ("rollout", "learner"):
             for cause in ("died", "silent", "hangs", "failed"):
                 self._set(catalog.RESTARTS, 0, role, cause)
+        for service in ("replay", "weights"):
+            for cause in ("died", "silent"):
+                self._set(catalog.RESTARTS, 0, service, cause)
         self._set(catalog.FAILED_COMMITS, 0)
 
     def hear(self, event: Event) -> None:
@@ -101,6 +104,8 @@ class Figures:
                 self.gauges[catalog.FAILED_COMMITS, ()] += 1
             case "worker_died":
                 self._restarted("rollout", event)
+            case "restarted":
+                self._restarted(event["role"], event)
             case "went_back":
                 self._restarted("learner", event)
                 self._forget_evals_after(event["version"])

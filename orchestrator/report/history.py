@@ -258,7 +258,7 @@ def _finite(value: float | None) -> float | None:
 
 def _who(event: Mapping[str, Any]) -> str:
     role = str(event.get("role", "?"))
-    is_one_of_many = role != "driver" and event["kind"] != "scaled"
+    is_one_of_many = role in ("learner", "rollout") and event["kind"] != "scaled"
     return f"{role}-{event.get('index', 0)}" if is_one_of_many else role
 
 

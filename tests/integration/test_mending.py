@@ -32,7 +32,7 @@ SETTINGS = (
     *("name=mended", "learner.num_steps=100000", "learner.warmup_steps=0", "data.eval=null"),
     *("learner.groups_per_batch=8", "checkpoint.every_steps=20", "replay.max_staleness=3"),
     *("rollout.engine=scripted", "weights.probe=false", "rollout.num_workers=2"),
-    *("health.heartbeat_timeout_s=6", "learner.max_restarts=9"),
+    *("health.heartbeat_timeout_s=6", "health.call_timeout_s=20", "learner.max_restarts=9"),
 )
 CPUS = {"RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": 8})}  # logical ones, more than there are
 
@@ -216,9 +216,22 @@ def test_the_learner_is_built_anew_with_another_number_of_ranks(run: Path) -> No
     assert steps == sorted(set(steps)), "no step was made twice"
 
 
-def test_a_dead_weight_board_comes_back(run: Path) -> None:
-    psutil.Process(pids("WeightBoard")[0]).kill()
+@pytest.mark.parametrize(
+    ("stop", "cause"),
+    [(signal.SIGSTOP, "weights does not answer"), (signal.SIGKILL, "weights died")],
+)
+def test_a_weight_board_that_hangs_or_dies_comes_back(
+    run: Path, stop: signal.Signals, cause: str
+) -> None:
+    num_before = len(events(run, "restarted"))
+    psutil.Process(pids("WeightBoard")[0]).send_signal(stop)
+    wait_for(lambda: len(told(run, "restarted", num_before)) == 1)
+    (back,) = told(run, "restarted", num_before)
+    assert back["cause"].startswith(cause)
     wait_for_steps(run, 5)
+
+
+def test_new_workers_take_their_weights_from_a_board_that_came_back(run: Path) -> None:
     done = slipstream("scale", str(run), "rollout=3")
     assert done.returncode == 0, done.stderr
     wait_for(lambda: are_serving(run, "rollout", 3))

@@ -192,7 +192,13 @@ def test_restarts_are_counted_by_role_and_cause() -> None:
         figures.hear(died)
     figures.hear({"kind": "went_back", "version": 3, "cause": "learner-1 does not answer"})
     assert value(figures, catalog.RESTARTS, "rollout", "died") == 2
+    lost = "replay died: it is process 7 now"
+    figures.hear({"kind": "restarted", "role": "replay", "index": 0, "cause": lost})
+    silent = "weights does not answer: silent for 31 s, killed"
+    figures.hear({"kind": "restarted", "role": "weights", "index": 0, "cause": silent})
     assert value(figures, catalog.RESTARTS, "learner", "silent") == 1
+    assert value(figures, catalog.RESTARTS, "replay", "died") == 1
+    assert value(figures, catalog.RESTARTS, "weights", "silent") == 1
 
 
 def test_every_metric_is_set_by_something() -> None:

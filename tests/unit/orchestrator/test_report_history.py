@@ -120,6 +120,7 @@ def test_faults_say_when_they_were_mended() -> None:
         went_back(1, 1, 10),
         step(2, 14),
         about_worker("worker_died", 20, 0, cause="killed"),
+        {**about_worker("restarted", 21), "role": "replay", "cause": "replay died: it is new"},
     )
     told = [(mark.kind, mark.who, mark.text, mark.recovered_s) for mark in found.marks]
     assert told == [
@@ -128,6 +129,7 @@ def test_faults_say_when_they_were_mended() -> None:
         ("worker_started", "rollout-1", "", None),
         ("went_back", "driver", "to version 1: learner-0 died", 4.0),
         ("worker_died", "rollout-0", "killed", None),
+        ("restarted", "replay", "replay died: it is new", None),
     ]
 
 

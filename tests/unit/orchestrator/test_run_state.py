@@ -108,7 +108,7 @@ def test_totals() -> None:
 
 def test_the_line_and_the_table() -> None:
     line = progress_line(state(), 120.0)
-    for part in ("step 2/4", "reward 0.500", "held-out 50.0%", "lag 0.38", "ETA 0:20"):
+    for part in ("step 2/4", "reward 0.500", "held-out 50.0%", "lag 0.38", "ETA 20 s"):
         assert part in line
     rows = dict(closing_rows(state(), wall_s=30.0))
     assert rows["held-out accuracy (greedy)"].startswith("25.0% -> 50.0%  (+25.0 points")

@@ -41,6 +41,7 @@ EVENTS = [
     event("commit", 2.5, "learner", version=1, path="x", seconds=0.1, pause_s=0.01),
     event("worker_died", 3.0, "rollout", 0, incarnation=0, cause="killed", blame=True),
     event("scaled", 3.5, "rollout", num_before=2, num_after=3),
+    event("restarted", 3.7, "replay", cause="replay died: it is process 7 now"),
     event("went_back", 4.0, version=0, timeline=1, cause="rank 0 died"),
     event("eval", 5.0, "rollout", 1, version=0, timeline=1, greedy_accuracy=0.5),
     event("sample", 5.0, "rollout", 1, ordinal=0),
@@ -97,14 +98,15 @@ def test_each_role_has_a_track_with_its_phases() -> None:
         (3, 1, "generate", 500_000.0, 500_000.0),
     ]
     tracks = [e["args"]["name"] for e in of(trace, "M") if e["name"] == "thread_name"]
-    assert tracks == ["driver-0", "learner-0", "rollout-0", "rollout-1"]
+    assert tracks == ["driver-0", "learner-0", "replay-0", "rollout-0", "rollout-1"]
     assert trace["otherData"] == {"start_s": START_S, "note": "complete"}
 
 
 def test_what_happened_is_marked_where_it_happened() -> None:
     marks = {e["name"]: e for e in of(traced(EVENTS), "i")}
     assert list(marks) == [
-        *("launched 0", "adopted 1", "commit 1", "worker_died", "scaled", "went_back 0", "eval 0")
+        *("launched 0", "adopted 1", "commit 1", "worker_died", "scaled", "restarted"),
+        *("went_back 0", "eval 0"),
     ]
     assert (marks["adopted 1"]["pid"], marks["adopted 1"]["tid"]) == (3, 1)
     assert marks["worker_died"]["args"] == {"incarnation": 0, "cause": "killed"}
