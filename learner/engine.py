@@ -71,6 +71,8 @@ class LearnerEngine:
             config=_deepspeed_config(job),
             dist_init_required=False,
         )
+        if job.learner.zero_stage == 3:
+            self._clear_padding()
         self._reading_engine = self._engine.checkpoint_engine
         # It copies scripts into the directory of a checkpoint, which is not there yet.
         self._engine._copy_recovery_script = lambda _directory: None
@@ -272,6 +274,18 @@ class LearnerEngine:
                 resize.Place(name=name, start=start, numel=numel, buffer=buffer, offset=offset)
             )
         return places
+
+    @torch.no_grad()
+    def _clear_padding(self) -> None:
+        """ZeRO 3 pads the last ranks' parts with memory as it finds it, which would go into commits
+        and need not be finite."""
+        places = self._places()
+        for buffer, master in enumerate(self._masters()):
+            here = [place for place in places if place.buffer == buffer]
+            ends = [*(place.offset for place in here[1:]), master.numel()]
+            for place, end in zip(here, ends, strict=True):
+                master[place.offset + place.numel : end] = 0.0
+        self._fill_model()
 
     def close(self) -> None:
         self._engine.destroy()

@@ -86,9 +86,12 @@ def train(model: str, num_ranks: int, setting: str, out: Path) -> None:
         job = job.model_copy(update={"model": bfloat16})
     cpu = torch.device("cpu")
     policy = load_policy(job.model, has_value_head=job.algorithm.has_value_head)
+    # Memory that nobody has written is NaN then.
+    torch.use_deterministic_algorithms(True)
     engine, critic = LearnerEngine(policy, job, cpu), None
     if job.algorithm.has_own_critic:
         critic = LearnerEngine(load_critic(job.model, None), job, cpu)
+    torch.use_deterministic_algorithms(False)
     step = LearnerStep(job, engine, None, critic)
     start = weights_of(engine)
     prober = Prober(engine, vocabulary=VOCABULARY, max_tokens=16, seed=0)
