@@ -24,7 +24,7 @@ from orchestrator.plan import Plan
 from orchestrator.rollouts import Rollouts
 from orchestrator.services import Service
 from orchestrator.status import RoleStatus
-from orchestrator.watchdog import who_waits
+from orchestrator.watchdog import SILENT_AFTER_S, who_waits
 from replay.actor import ReplayActor
 from slipstream.config.job import JobConfig
 from slipstream.errors import JobFileError, Problem, SlipstreamError
@@ -68,8 +68,10 @@ class Fleet:
         workers, ranks = shared_bundles(job) if job.rollout.colocate else (None, None)
         roles = {"replay": replay, "board": board}
         services = {
-            "replay": Service("replay", replay, job.replay.call_timeout_s if comes_back else None),
-            # Before the learner gives it up, which would have to go back.
+            # Before those who call them give them up, and the learner would have to go back.
+            "replay": Service(
+                "replay", replay, job.replay.call_timeout_s / 2 if comes_back else None
+            ),
             "weights": Service("weights", board, job.health.call_timeout_s / 2),
         }
         rollouts = Rollouts(job, plan.worker_cores, bundles=workers, **roles)
@@ -98,10 +100,11 @@ class Fleet:
             ray.wait(calls, num_returns=len(ended) + 1, timeout=wait_s)
         else:
             time.sleep(wait_s)
-        if asked := [*self.rollouts.ask(), *self.learners.ask()]:
-            ray.wait(asked, num_returns=len(asked), timeout=ANSWER_S)
-        for service in self.services.values():
-            service.look()
+        services = self.services.values()
+        asked = [*self.rollouts.ask(), *self.learners.ask(), *(each.ask() for each in services)]
+        ray.wait(asked, num_returns=len(asked), timeout=ANSWER_S)
+        for service in services:
+            service.hear()
         self.rollouts.tick()
         self.learners.tick()
 
@@ -123,15 +126,16 @@ class Fleet:
 
     def who_waits(self) -> str:
         """What every role does or waits for, in a sentence."""
+        is_silent = self.services["replay"].silent_s > SILENT_AFTER_S
         return who_waits(
             {**self.learners.heard(), **self.rollouts.heard()},
-            self.replay_stats,
+            {} if is_silent else self.replay_stats,
             time.monotonic(),
             groups_per_batch=self.job.learner.groups_per_batch,
         )
 
     def stacks(self) -> dict[str, str]:
-        """What every thread of every role does, by role."""
+        """What every thread of workers, ranks and replay does, by role."""
         calls = {**self.learners.stacks(), **self.rollouts.stacks()}
         calls["replay"] = self.replay.stacks.remote()
         ray.wait(list(calls.values()), num_returns=len(calls), timeout=STACKS_S)
@@ -152,7 +156,9 @@ class Fleet:
         """The learner ends after its step; nothing new is leased."""
         self.stop_requested = reason
         # As long as a restart of replay may take, which reads data and journal.
-        answer(self.replay.stop.remote(reason), self.job.replay.call_timeout_s, "replay")
+        timeout_s = self.job.replay.call_timeout_s
+        self.services["replay"].await_answer(timeout_s)
+        answer(self.replay.stop.remote(reason), timeout_s, "replay")
 
     def pause(self, is_paused: bool) -> None:
         """Nothing new is leased or trained while it is paused; what is under way is finished.
@@ -182,6 +188,7 @@ class Fleet:
 
     def go_back(self, commit: Commit, timeline: int) -> None:
         """Have the learners start again from `commit`, and replay with them; the workers go on."""
+        self.services["replay"].await_answer(self.job.rollout.start_timeout_s)  # or it is to blame
         self._replay_goes_back(commit, timeline)
         self.learners.num_restarts += 1
         self.learners.begin(commit, timeline)

@@ -1,22 +1,23 @@
 """Replay and the weight board: one actor each, which Ray starts again where its process dies.
 
 The driver keeps one question under way to each. One that does not answer in time is killed, so that
-it comes back; an event tells of that, and of a process that has died by itself.
+it comes back; an event tells of that, and of a process that has died by itself. One that has not
+answered since it was started again is left alone: those who call it have their own deadlines.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
+from slipstream.errors import RoleFailed
 from slipstream.telemetry import EventLog
 
-ANSWER_S = 1.0  # for an answer, of one look
+LOOK_S = 0.2  # between two looks at one that is waited for
 
 
 class Service:
@@ -31,31 +32,75 @@ class Service:
         self._asked: Any = None
         self._asked_s = 0.0
         self._pid: int | None = None
-        self._is_killed = False  # and has not answered since
+        self._is_starting = False  # it was killed or has died, and has not answered since
+        self._is_told = False  # of this death
         self._log = EventLog(name, 0)
 
-    def look(self) -> None:
-        """Ask where nothing is asked, and wait a moment for the answer."""
+    def ask(self) -> Any:
+        """Ask, if no question is under way; what to wait for."""
         if self._asked is None:
-            self._asked, self._asked_s = self._actor.stats.remote(), time.monotonic()
-        if ray.wait([self._asked], timeout=ANSWER_S)[0]:
+            # Not again after a death: that would be silence then, and not said.
+            question = self._actor.stats.options(max_task_retries=0)
+            self._asked, self._asked_s = question.remote(), time.monotonic()
+        return self._asked
+
+    def hear(self) -> bool:
+        """Whether its answer is there, which is taken. One that owes it for too long is killed."""
+        if self._asked is None:
+            return False
+        if ray.wait([self._asked], timeout=0)[0]:
             asked, self._asked = self._asked, None
-            with suppress(RayError):
-                self._hear(**ray.get(asked))
-        elif self._limit_s is not None and not self._is_killed:  # or it may be starting
-            silent_s = time.monotonic() - self._asked_s
-            if silent_s > self._limit_s:
-                self._is_killed = True
-                self._tell(f"{self._name} does not answer: silent for {silent_s:.0f} s, killed")
-                ray.kill(self._actor, no_restart=False)
+            return self._take(asked)
+        # One that is starting may have data and a journal to read.
+        if self._limit_s is not None and not self._is_starting and self.silent_s > self._limit_s:
+            self._tell(f"{self._name} does not answer: silent for {self.silent_s:.0f} s, killed")
+            self._is_starting = self._is_told = True
+            ray.kill(self._actor, no_restart=False)
+        return False
+
+    def await_answer(self, timeout_s: float) -> None:
+        """Until it has answered what is asked from now on, for which one that hangs is killed.
+
+        Raises RoleFailed where it does not answer in time.
+        """
+        if self._limit_s is None:
+            return
+        self._asked = None
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            ray.wait([self.ask()], timeout=LOOK_S)
+            if self.hear():
+                return
+            if time.monotonic() > deadline_s:
+                raise RoleFailed(f"{self._name} did not answer within {timeout_s:.0f} s")
+            time.sleep(LOOK_S)  # one that is starting says so at once
+
+    @property
+    def silent_s(self) -> float:
+        """How long it has owed an answer."""
+        return 0.0 if self._asked is None else time.monotonic() - self._asked_s
 
     def take_events(self) -> list[dict[str, Any]]:
         return self._log.drain()
 
+    def _take(self, asked: Any) -> bool:
+        try:
+            self._hear(**ray.get(asked))
+        except RayTaskError:  # it fails, as with a full disk, and says so to who calls it
+            return True
+        except RayError:
+            self._is_starting = True
+            return False
+        return True
+
     def _hear(self, pid: int, **stats: Any) -> None:
-        if self._pid not in (None, pid) and not self._is_killed:
+        self.stats = stats
+        if pid == self._pid:
+            self._is_starting = self._is_told  # killed a moment after this answer
+            return
+        if self._pid is not None and not self._is_told:
             self._tell(f"{self._name} died: it is process {pid} now")
-        self.stats, self._pid, self._is_killed = stats, pid, False
+        self._pid, self._is_starting, self._is_told = pid, False, False
 
     def _tell(self, cause: str) -> None:
         self._log.emit("restarted", cause=cause)

@@ -356,6 +356,12 @@ def _times(job: JobConfig) -> Iterator[Finding]:
             f"replay may hold a call for a second before it answers; set it to "
             f"{MIN_CALL_TIMEOUT_S:g} or more",
         )
+    if job.health.call_timeout_s < MIN_CALL_TIMEOUT_S:
+        yield (
+            "health.call_timeout_s",
+            f"a weight board that does not answer for half of it is killed; set it to "
+            f"{MIN_CALL_TIMEOUT_S:g} or more",
+        )
     num_answers = job.rollout.group_size + job.algorithm.needs_greedy
     scoring_s = (1 + num_answers) * job.reward.timeout_s
     if job.replay.lease_timeout_s <= scoring_s:

@@ -278,7 +278,8 @@ class HealthConfig(Section):
 
     heartbeat_timeout_s: PositiveFloat = 7.0  # without an answer: killed, stopped, or cut off
     probe_every_s: PositiveFloat = 5.0  # an engine without work makes a token that often
-    call_timeout_s: PositiveFloat = 60.0  # of the learner's calls to the weight board
+    # Of the learner's calls to the weight board, which is killed after half of it, if silent.
+    call_timeout_s: PositiveFloat = 60.0
     stop_timeout_s: PositiveFloat = 30.0  # for a role to close, before it is killed
 
 

@@ -33,6 +33,7 @@ SETTINGS = (
     *("learner.groups_per_batch=8", "checkpoint.every_steps=20", "replay.max_staleness=3"),
     *("rollout.engine=scripted", "weights.probe=false", "rollout.num_workers=2"),
     *("health.heartbeat_timeout_s=6", "health.call_timeout_s=20", "learner.max_restarts=9"),
+    "replay.call_timeout_s=20",
 )
 CPUS = {"RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": 8})}  # logical ones, more than there are
 
@@ -216,22 +217,32 @@ def test_the_learner_is_built_anew_with_another_number_of_ranks(run: Path) -> No
     assert steps == sorted(set(steps)), "no step was made twice"
 
 
-@pytest.mark.parametrize(
-    ("stop", "cause"),
-    [(signal.SIGSTOP, "weights does not answer"), (signal.SIGKILL, "weights died")],
-)
-def test_a_weight_board_that_hangs_or_dies_comes_back(
-    run: Path, stop: signal.Signals, cause: str
-) -> None:
+def comes_back(run: Path, role: str, stop: signal.Signals, cause: str) -> None:
+    """Replay or the weight board, as another process."""
     num_before = len(events(run, "restarted"))
-    psutil.Process(pids("WeightBoard")[0]).send_signal(stop)
+    (pid,) = pids({"replay": "ReplayActor", "weights": "WeightBoard"}[role])
+    psutil.Process(pid).send_signal(stop)
     wait_for(lambda: len(told(run, "restarted", num_before)) == 1)
     (back,) = told(run, "restarted", num_before)
-    assert back["cause"].startswith(cause)
+    assert back["cause"].startswith(f"{role} {cause}")
+
+
+def test_a_weight_board_that_hangs_comes_back(run: Path) -> None:
+    comes_back(run, "weights", signal.SIGSTOP, "does not answer")
+    wait_for_steps(run, 5)
+
+
+def test_a_replay_that_hangs_while_a_rank_dies_comes_back(run: Path) -> None:
+    """The driver waits for replay then, and for nothing else."""
+    num_back = len(events(run, "went_back"))
+    psutil.Process(pids("LearnerRank")[0]).kill()
+    comes_back(run, "replay", signal.SIGSTOP, "does not answer")
+    assert told(run, "went_back", num_back)
     wait_for_steps(run, 5)
 
 
 def test_new_workers_take_their_weights_from_a_board_that_came_back(run: Path) -> None:
+    comes_back(run, "weights", signal.SIGKILL, "died")
     done = slipstream("scale", str(run), "rollout=3")
     assert done.returncode == 0, done.stderr
     wait_for(lambda: are_serving(run, "rollout", 3))

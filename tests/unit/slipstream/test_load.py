@@ -149,6 +149,12 @@ BROKEN: list[tuple[str, str, str, list[str]]] = [
         ["job.yaml:10:3", "5 or more"],
     ),
     (
+        "a weight board killed at once",
+        "reward:",
+        "health:\n  call_timeout_s: 2\nreward:",
+        ["job.yaml:10:3", "5 or more"],
+    ),
+    (
         "a choice that whole batches do not have",
         "mode: buffered",
         "mode: split\nreplay: {select: random}",
