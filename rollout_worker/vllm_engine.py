@@ -25,7 +25,6 @@ import numpy as np
 import torch
 
 from rollout_worker.engine import GREEDY, Generation, GenerationRequest
-from rollout_worker.engine_metrics import EngineMetrics, Forgiving
 from slipstream.config.job import ModelConfig, RolloutConfig
 from slipstream.errors import SlipstreamError
 from slipstream.records import FinishReason, LogProbs, TokenIds, VersionSpan
@@ -80,7 +79,7 @@ class VllmEngine:
             transport=transport,
             metrics_name=metrics_name,
         )
-        self._metrics = None if metrics_name is None else EngineMetrics()
+        self._metrics = None if metrics_name is None else _metrics()
         self._engine.set_weight_version(str(self._version))  # the model's own weights
         self._num_tokens = 0
         self._count_tokens()
@@ -267,12 +266,24 @@ def _build(
     )
 
 
+def _metrics() -> Any:
+    from rollout_worker.engine_metrics import EngineMetrics  # and Ray
+
+    return EngineMetrics()
+
+
 def _stat_logger() -> Any:
     from vllm.v1.metrics.loggers import PrometheusStatLogger
+
+    from rollout_worker.engine_metrics import Forgiving
 
     forgiving = Forgiving()
 
     class StatLogger(PrometheusStatLogger):  # type: ignore[misc]
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            with forgiving:
+                super().__init__(*arguments, **options)
+
         def record(
             self, scheduler_stats: Any, iteration_stats: Any, *rest: Any, **more: Any
         ) -> None:
@@ -280,6 +291,14 @@ def _stat_logger() -> Any:
                 iteration_stats.inter_token_latencies_iter = []
             with forgiving:
                 super().record(scheduler_stats, iteration_stats, *rest, **more)
+
+        def record_sleep_state(self, *arguments: Any, **options: Any) -> None:
+            with forgiving:
+                super().record_sleep_state(*arguments, **options)
+
+        def log_engine_initialized(self) -> None:
+            with forgiving:
+                super().log_engine_initialized()
 
     return StatLogger
 

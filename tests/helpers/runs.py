@@ -49,8 +49,8 @@ def started(
     job: Path, runs: Path, *arguments: str, more: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A launched job, killed at the end if it still runs. `more`: of its environment. What it says
-    goes to a file beside its directory (nobody reads a pipe meanwhile), and is shown of a test that
-    fails."""
+    goes to a file beside its directory (nobody reads a pipe meanwhile), whose end is shown where
+    what is done meanwhile fails."""
     runs.mkdir(exist_ok=True)
     log = (runs / "launch.log").open("ab")
     process = subprocess.Popen(
@@ -63,7 +63,7 @@ def started(
     try:
         yield process
     except BaseException:
-        print(Path(log.name).read_text()[-4000:])
+        print(Path(log.name).read_text(errors="replace")[-4000:])
         raise
     finally:
         process.kill()
