@@ -29,6 +29,7 @@ KINDS = {
     ),
     "eval": Kind(fields=("version", "set", "greedy_accuracy", "sampled_reward", "seconds")),
     "eval_dropped": Kind(title="evaluation not done", is_fault=True, fields=("version",)),
+    "eval_given_up": Kind(title="evaluation given up", is_fault=True, fields=("version",)),
     "eval_skipped": Kind(fields=("version", "instead")),
     "eval_started": Kind(fields=("version",)),
     "launched": Kind(title="launched", mark=(">", "ink"), fields=("version", "timeline")),

@@ -465,5 +465,5 @@ class _Run:
             stacks = write_stacks(self._run_dir.path, self._fleet.stacks())
             raise RoleFailed(
                 f"no learner step for {limit_s:.0f} s (telemetry.watchdog_s): "
-                f"{self._fleet.who_waits()}. The stacks of all roles are in {stacks}"
+                f"{self._fleet.who_waits()}. The stacks of all but the weight board are in {stacks}"
             )

@@ -1,4 +1,4 @@
-"""A job file as a KubeRay RayJob and the ConfigMap with the job file. Pure.
+"""A job file as a KubeRay RayJob and the ConfigMap with the job file.
 
     head      driver, replay, weight board; no device; `num-cpus: 0`, so nothing else lands there
     rollout   one engine a pod; a wide range, so that workers come and go; may be spot

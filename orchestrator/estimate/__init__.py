@@ -1,4 +1,6 @@
-"""What a job will need and how fast it will go, before it runs: memory and seconds. Pure.
+"""What a job will need and how fast it will go, before it runs: memory and seconds.
+
+Pure but for `probe` and for reading config.json.
 
     shape      config.json: parameters, KV bytes a token
     devices    figures of GPUs, and of this machine's cores as `probe` measured them
