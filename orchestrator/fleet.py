@@ -188,7 +188,9 @@ class Fleet:
 
     def go_back(self, commit: Commit, timeline: int) -> None:
         """Have the learners start again from `commit`, and replay with them; the workers go on."""
-        self.services["replay"].await_answer(self.job.rollout.start_timeout_s)  # or it is to blame
+        # Longer than the silence for which it is killed.
+        timeout_s = max(self.job.rollout.start_timeout_s, self.job.replay.call_timeout_s)
+        self.services["replay"].await_answer(timeout_s)
         self._replay_goes_back(commit, timeline)
         self.learners.num_restarts += 1
         self.learners.begin(commit, timeline)

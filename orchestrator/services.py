@@ -7,6 +7,7 @@ answered since it was started again is left alone: those who call it have their 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -39,9 +40,7 @@ class Service:
     def ask(self) -> Any:
         """Ask, if no question is under way; what to wait for."""
         if self._asked is None:
-            # Not again after a death: that would be silence then, and not said.
-            question = self._actor.stats.options(max_task_retries=0)
-            self._asked, self._asked_s = question.remote(), time.monotonic()
+            self._asked, self._asked_s = self._actor.stats.remote(), time.monotonic()
         return self._asked
 
     def hear(self) -> bool:
@@ -51,21 +50,23 @@ class Service:
         if ray.wait([self._asked], timeout=0)[0]:
             asked, self._asked = self._asked, None
             return self._take(asked)
-        # One that is starting may have data and a journal to read.
-        if self._limit_s is not None and not self._is_starting and self.silent_s > self._limit_s:
+        if self._limit_s is None or self._is_starting or self.silent_s <= self._limit_s:
+            return False
+        self._is_starting = True
+        if self._pid is None or _is_there(self._pid):  # or it has died: it has a journal to read
             self._tell(f"{self._name} does not answer: silent for {self.silent_s:.0f} s, killed")
-            self._is_starting = self._is_told = True
+            self._is_told = True
             ray.kill(self._actor, no_restart=False)
         return False
 
     def await_answer(self, timeout_s: float) -> None:
-        """Until it has answered what is asked from now on, for which one that hangs is killed.
+        """Until it has answered a question that is open now, for which one that hangs is killed.
 
         Raises RoleFailed where it does not answer in time.
         """
         if self._limit_s is None:
             return
-        self._asked = None
+        self.hear()  # an answer that lies ready says nothing of now
         deadline_s = time.monotonic() + timeout_s
         while True:
             ray.wait([self.ask()], timeout=LOOK_S)
@@ -73,7 +74,7 @@ class Service:
                 return
             if time.monotonic() > deadline_s:
                 raise RoleFailed(f"{self._name} did not answer within {timeout_s:.0f} s")
-            time.sleep(LOOK_S)  # one that is starting says so at once
+            time.sleep(LOOK_S)  # an error comes at once
 
     @property
     def silent_s(self) -> float:
@@ -89,7 +90,6 @@ class Service:
         except RayTaskError:  # it fails, as with a full disk, and says so to who calls it
             return True
         except RayError:
-            self._is_starting = True
             return False
         return True
 
@@ -104,3 +104,12 @@ class Service:
 
     def _tell(self, cause: str) -> None:
         self._log.emit("restarted", cause=cause)
+
+
+def _is_there(pid: int) -> bool:
+    """On this node, where the driver keeps both."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

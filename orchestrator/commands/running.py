@@ -13,7 +13,7 @@ from orchestrator.deploy import kubectl
 from orchestrator.run_files import find_run
 from orchestrator.status import read_status
 
-ANSWER_TIMEOUT_S = 90.0  # the driver may wait a minute for a role
+ANSWER_TIMEOUT_S = 90.0  # the driver may wait a minute for replay, until it kills it
 
 
 def status(run: Run, as_json: AsJson = False) -> None:

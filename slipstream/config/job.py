@@ -248,7 +248,8 @@ class ReplayConfig(Section):
     max_attempts: PositiveInt = 3  # of one prompt, before it is dropped as failed
     max_kills: PositiveInt = 3  # engines that died with a prompt before it is quarantined
     lease_timeout_s: PositiveFloat = 600.0  # then its prompt is issued again
-    call_timeout_s: PositiveFloat = 120.0  # and when replay dies, it reads data and journal anew
+    # In which it may die and read data and journal anew. Silent for half of it, it is killed.
+    call_timeout_s: PositiveFloat = 120.0
     durability: Durability = "commit"  # of replay's journal
 
 

@@ -217,32 +217,34 @@ def test_the_learner_is_built_anew_with_another_number_of_ranks(run: Path) -> No
     assert steps == sorted(set(steps)), "no step was made twice"
 
 
-def comes_back(run: Path, role: str, stop: signal.Signals, cause: str) -> None:
-    """Replay or the weight board, as another process."""
+def test_a_weight_board_that_hangs_comes_back(run: Path) -> None:
     num_before = len(events(run, "restarted"))
-    (pid,) = pids({"replay": "ReplayActor", "weights": "WeightBoard"}[role])
-    psutil.Process(pid).send_signal(stop)
+    psutil.Process(pids("WeightBoard")[0]).suspend()
+    comes_back(run, num_before, "weights does not answer")
+    wait_for_steps(run, 5)
+
+
+def comes_back(run: Path, num_before: int, cause: str) -> None:
+    """Replay or the weight board, as another process. `num_before`: such events before."""
     wait_for(lambda: len(told(run, "restarted", num_before)) == 1)
     (back,) = told(run, "restarted", num_before)
-    assert back["cause"].startswith(f"{role} {cause}")
-
-
-def test_a_weight_board_that_hangs_comes_back(run: Path) -> None:
-    comes_back(run, "weights", signal.SIGSTOP, "does not answer")
-    wait_for_steps(run, 5)
+    assert back["cause"].startswith(cause)
 
 
 def test_a_replay_that_hangs_while_a_rank_dies_comes_back(run: Path) -> None:
     """The driver waits for replay then, and for nothing else."""
-    num_back = len(events(run, "went_back"))
+    num_back, num_before = len(events(run, "went_back")), len(events(run, "restarted"))
+    psutil.Process(pids("ReplayActor")[0]).suspend()
     psutil.Process(pids("LearnerRank")[0]).kill()
-    comes_back(run, "replay", signal.SIGSTOP, "does not answer")
+    comes_back(run, num_before, "replay does not answer")
     assert told(run, "went_back", num_back)
     wait_for_steps(run, 5)
 
 
 def test_new_workers_take_their_weights_from_a_board_that_came_back(run: Path) -> None:
-    comes_back(run, "weights", signal.SIGKILL, "died")
+    num_before = len(events(run, "restarted"))
+    psutil.Process(pids("WeightBoard")[0]).kill()
+    comes_back(run, num_before, "weights died")
     done = slipstream("scale", str(run), "rollout=3")
     assert done.returncode == 0, done.stderr
     wait_for(lambda: are_serving(run, "rollout", 3))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from typing import Any
 
 import pytest
@@ -33,12 +35,9 @@ class FakeRay:
         self.after_kill: int | None = None
         self.num_asked = 0
         self.killed: list[bool] = []
-        self.stats = self  # actor.stats.options(...).remote()
+        self.stats = self  # actor.stats.remote()
+        self.is_there = True  # its process
         self._clock = clock
-
-    def options(self, *, max_task_retries: int) -> FakeRay:
-        assert max_task_retries == 0, "a death is an answer"
-        return self
 
     def remote(self) -> str:
         self.num_asked += 1
@@ -70,6 +69,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def ray(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> FakeRay:
     ray = FakeRay(clock)
     monkeypatch.setattr(services, "ray", ray)
+    monkeypatch.setattr(services, "_is_there", lambda pid: ray.is_there)
     return ray
 
 
@@ -159,14 +159,12 @@ def test_one_that_would_not_come_back_is_left_alone(clock: Clock, ray: FakeRay) 
 def test_one_that_died_and_is_starting_is_left_alone(clock: Clock, ray: FakeRay) -> None:
     service = Service("replay", ray, 60.0)
     look(service)
-    ray.answer = RayError()
-    look(service)
-    ray.answer = None  # it reads its data
+    ray.answer, ray.is_there = None, False  # its successor reads data and journal
     look(service)
     clock.now_s = 1e6
     look(service)
     assert ray.killed == []
-    ray.answer = 2
+    ray.answer, ray.is_there = 2, True
     look(service)
     (event,) = service.take_events()
     assert event["cause"].startswith("replay died:")
@@ -203,8 +201,9 @@ def test_one_that_fails_has_answered(clock: Clock, ray: FakeRay) -> None:
 def test_who_waits_for_one_that_hangs_has_it_killed(clock: Clock, ray: FakeRay) -> None:
     service = Service("replay", ray, 60.0)
     look(service)
-    service.ask()  # answered before it hung
+    service.ask()
     ray.answer, ray.after_kill = None, 2
+    clock.now_s = 50.0  # silence that counts
     service.await_answer(100.0)
     assert ray.killed == [False]
     assert 60.0 < clock.now_s < 62.0
@@ -212,3 +211,17 @@ def test_who_waits_for_one_that_hangs_has_it_killed(clock: Clock, ray: FakeRay) 
     with pytest.raises(RoleFailed, match="replay did not answer within 100 s"):
         service.await_answer(100.0)
     Service("replay", ray, None).await_answer(100.0)  # what is asked of it next says so
+
+
+def test_an_answer_that_lies_ready_says_nothing_of_now(clock: Clock, ray: FakeRay) -> None:
+    service = Service("replay", ray, 60.0)
+    service.ask()
+    service.await_answer(100.0)
+    assert ray.num_asked == 2
+
+
+def test_whether_a_process_is_there() -> None:
+    with subprocess.Popen(["true"]) as ended:
+        ended.wait()
+    assert services._is_there(os.getpid())
+    assert not services._is_there(ended.pid)
