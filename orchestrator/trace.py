@@ -23,13 +23,8 @@ from orchestrator.run_files import events
 MAX_SPANS = 100_000  # of all roles; Perfetto opens some 15 MB in a second or two
 MAX_MARKS = 20_000
 MAX_COUNTS = 20_000
-ROLES = {
-    "driver": 1,
-    "learner": 2,
-    "rollout": 3,
-    "replay": 4,
-    "weights": 5,
-}  # process ids, and their order on the page
+# Process ids, and their order on the page.
+ROLES = {"driver": 1, "learner": 2, "rollout": 3, "replay": 4, "weights": 5}
 OF_ALL = ("launched", "paused", "resumed", "scaled", "went_back")  # drawn across every track
 
 
